@@ -1,0 +1,107 @@
+"""The algorithm contract: an algorithm is data.
+
+A method is one file that defines a frozen `Config` with a `build()` returning an `Algorithm`: a credit function, loss terms,
+and the names of the batch columns they read. A recipe imports the module and calls it. There is no registry.
+
+Shapes: G trajectories of a group, B of a batch, T action tokens of the longest.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from freerun.ops.reduce import Reduction
+from freerun.types import Batch, Group, Metric
+
+State = Mapping[str, Any]
+"""Explicit algorithm state (baselines, bounds, schedules): JSON-able numbers and tensors, checkpointed with the trainer,
+replaced and never mutated."""
+
+Outputs = Mapping[str, Tensor]
+"""What the networks give for a batch, with gradient: `logp` [B, T] always, `entropy` [B, T] and `values` [B, T] where a term
+names them in `outputs`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossOut:
+    """Element-wise loss, already weighted and gated but not reduced, in the shape of the term's mask; metrics are sums and
+    counts, so that they merge over micro-batches."""
+
+    loss: Tensor
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+
+class LossFunction(Protocol):
+    """Pure: reads current outputs, batch and state, changes nothing, averages nothing."""
+
+    def __call__(self, outputs: Outputs, batch: Batch, state: State) -> LossOut: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One loss: what it trains, how it is reduced, and how often.
+
+    `trains` names networks ("policy", "value", ...); `mask` is the boolean column over which the loss is reduced; `weight` scales
+    the term; `every` is its cadence in optimiser steps; `outputs` are the network outputs that it reads.
+    """
+
+    name: str
+    loss: LossFunction
+    trains: tuple[str, ...] = ("policy",)
+    outputs: tuple[str, ...] = ("logp",)
+    reduction: Reduction = Reduction.TOKEN_MEAN
+    mask: str = "mask"
+    weight: float = 1.0
+    every: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A slowly following copy of a network: `target += rate * (online - target)` every `every` optimiser steps."""
+
+    online: str
+    target: str
+    rate: float
+    every: int = 1
+
+
+class CreditFunction(Protocol):
+    """Group to advantages. Returns [G] (the same credit for every token of a trajectory) or [G, T], and the next state."""
+
+    def __call__(self, group: Group, state: State) -> tuple[Tensor, State]: ...
+
+
+def _no_state() -> State:
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """A method as data.
+
+    name       shown in records and errors
+    credit     group to advantages, pure
+    terms      losses, in the order in which they are applied
+    needs      batch columns that the terms read; checked at start-up and again at every read
+    group_baseline   True if `credit` compares siblings, so that a group of one carries no signal
+    targets    pairs of online and target networks
+    init       the initial state
+    events     named moments ("batch_start", "optimizer_step", "iteration_end") to pure state updates
+    """
+
+    name: str
+    credit: CreditFunction
+    terms: tuple[Term, ...]
+    needs: frozenset[str]
+    group_baseline: bool = False
+    targets: tuple[Target, ...] = ()
+    init: Callable[[], State] = _no_state
+    events: Mapping[str, Callable[[State, Mapping[str, Metric]], State]] = field(default_factory=dict)
+
+
+class AlgorithmConfig(Protocol):
+    """What a recipe holds: a frozen dataclass in the algorithm's own file that builds the record."""
+
+    def build(self) -> Algorithm: ...

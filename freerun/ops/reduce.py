@@ -1,0 +1,45 @@
+"""From element-wise losses to a gradient: weights per element, and the one global denominator.
+
+Shapes: B trajectories, T action tokens. A reduction is a pair (element weights, count); the loss of a step is
+`sum over micro-batches of sum(weight * loss)  /  sum over micro-batches of count`, divided once, by the trainer. So the gradient
+depends neither on how a step was cut into micro-batches nor on the number of ranks.
+
+Sources of the names: verl `agg_loss` and Dr.GRPO (arXiv 2503.20783); see `docs/algorithms.md`.
+"""
+
+import enum
+
+import torch
+from torch import Tensor
+
+
+class Reduction(enum.StrEnum):
+    """How element-wise losses become one number."""
+
+    TOKEN_MEAN = "token_mean"
+    """Sum over all tokens of the step, divided by their number: every token weighs the same."""
+    SEQUENCE_MEAN_TOKEN_MEAN = "sequence_mean_token_mean"
+    """Mean inside each trajectory, then mean over trajectories that have tokens."""
+    SEQUENCE_MEAN_TOKEN_SUM = "sequence_mean_token_sum"
+    """Sum inside each trajectory, then mean over trajectories that have tokens."""
+
+
+def element_weights(mask_BT: Tensor, reduction: Reduction) -> Tensor:
+    """Weight of each element [B, T], float32; exactly 0 where `mask_BT` is False."""
+    mask = mask_BT.float()
+    if reduction is Reduction.SEQUENCE_MEAN_TOKEN_MEAN:
+        return mask / mask.sum(-1, keepdim=True).clamp(min=1.0)
+    return mask
+
+
+def count(mask_BT: Tensor, reduction: Reduction) -> Tensor:
+    """This micro-batch's share of the global denominator, a scalar. Trajectories without tokens do not count."""
+    if reduction is Reduction.TOKEN_MEAN:
+        return mask_BT.sum().float()
+    return mask_BT.any(-1).sum().float()
+
+
+def weighted_sum(loss_BT: Tensor, weight_BT: Tensor) -> Tensor:
+    """`sum(weight * loss)` in which elements of weight 0 contribute exactly nothing, to the value and to the gradient, even
+    where their loss is not finite."""
+    return torch.where(weight_BT > 0, loss_BT * weight_BT, loss_BT.new_zeros(())).sum()
