@@ -144,6 +144,14 @@ class RewardResult:
 
 
 @dataclass(frozen=True, slots=True)
+class RewardRequest:
+    """One response to score."""
+
+    prompt: Prompt
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A typed outcome in place of a result: what failed, where (executor, function), why, after how many attempts."""
 
