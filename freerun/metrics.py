@@ -31,7 +31,7 @@ METRICS: Mapping[str, Meaning] = {
     "reward/flat_groups": Meaning("share", "groups whose rewards are all equal, which carry no signal for a group baseline"),
     "reward/<part>": Meaning("reward", "mean of a named component that the reward function returned in `RewardResult.parts`"),
     "heldout/<split>": Meaning("share", "accuracy on problems that training never sees"),
-    "lag/mean": Meaning("versions", "trainer version at consumption minus the version that produced the token, mean over tokens"),
+    "lag/mean": Meaning("versions", "trainer version at consumption minus the version that made the token, mean over tokens"),
     "lag/max": Meaning("versions", "largest lag of any token; admission bounds it"),
     "lag/tokens": Meaning("tokens", "histogram: tokens trained on, per lag"),
     "ratio/mean": Meaning("ratio", "probability under the current policy over probability under the behaviour policy, mean"),
@@ -60,13 +60,13 @@ METRICS: Mapping[str, Meaning] = {
     "throughput/trainer": Meaning("tokens/s", "action tokens trained on per second of wall time"),
     "throughput/items": Meaning("items/s", "items trained on per second of wall time"),
     "time/step": Meaning("s", "wall time from the end of the last step to the end of this one"),
-    "time/<phase>": Meaning("s", "wall time that the step spent in a named phase of the trainer, the generator or the controller"),
+    "time/<phase>": Meaning("s", "wall time of the step that went into a named phase of an executor"),
     "idle/<executor>": Meaning("share", "wall time since the last step in which the executor waited for others"),
     "response/length_mean": Meaning("tokens", "action tokens per trajectory, mean"),
     "response/length_max": Meaning("tokens", "action tokens of the longest trajectory"),
     "response/versions": Meaning("versions", "policy versions that took part in one response, mean"),
     "response/stop/<reason>": Meaning("share", "trajectories that ended for this reason: eos, stop_string, length, context"),
-    "items/<state>": Meaning("items", "ledger: items that are admitted, waiting, in_flight, stored, training, trained or dropped"),
+    "items/<state>": Meaning("items", "ledger: items in this state: admitted, waiting, in_flight, stored, training, trained, dropped"),
     "items/dropped/<reason>": Meaning("items", "ledger: items given up for this reason, since the start of the run"),
 }
 """Every metric: name to unit and meaning. A new metric is a new line here, or an `algorithm/<name>`."""
@@ -85,8 +85,8 @@ def describe(name: str) -> Meaning:
         if pattern.fullmatch(name):
             return info
     raise ConfigError(
-        f"metric '{name}' is not in the table of metrics", given=name, expected=f"a name of METRICS, such as {nearest(name, METRICS)}",
-        todo="correct the name, call it algorithm/<name> if one algorithm defines it, or add a line to METRICS in freerun/metrics.py",
+        f"metric '{name}' is not in the table of metrics", given=name, expected=f"one of METRICS, such as {nearest(name, METRICS)}",
+        todo="correct the name, name it algorithm/<name> if one algorithm defines it, or add it to METRICS in freerun/metrics.py",
     )
 
 
@@ -128,7 +128,7 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRecord:
-    """One trajectory that `step` trained on. `oldest` and `newest` are the versions that produced it, `uid` names its prompt."""
+    """One trajectory that `step` trained on; versions `oldest` to `newest` produced it, `uid` names its prompt."""
 
     step: int
     item: int
