@@ -66,7 +66,7 @@ METRICS: Mapping[str, Meaning] = {
     "response/length_max": Meaning("tokens", "action tokens of the longest trajectory"),
     "response/versions": Meaning("versions", "policy versions that took part in one response, mean"),
     "response/stop/<reason>": Meaning("share", "trajectories that ended for this reason: eos, stop_string, length, context"),
-    "items/<state>": Meaning("items", "ledger: items in this state: admitted, waiting, in_flight, stored, training, trained, dropped"),
+    "items/<state>": Meaning("items", "ledger: items admitted, waiting, in_flight, stored, training, trained or dropped"),
     "items/dropped/<reason>": Meaning("items", "ledger: items given up for this reason, since the start of the run"),
 }
 """Every metric: name to unit and meaning. A new metric is a new line here, or an `algorithm/<name>`."""
@@ -85,8 +85,9 @@ def describe(name: str) -> Meaning:
         if pattern.fullmatch(name):
             return info
     raise ConfigError(
-        f"metric '{name}' is not in the table of metrics", given=name, expected=f"one of METRICS, such as {nearest(name, METRICS)}",
-        todo="correct the name, name it algorithm/<name> if one algorithm defines it, or add it to METRICS in freerun/metrics.py",
+        f"metric '{name}' is not in the table of metrics", given=name,
+        expected=f"a name of METRICS, such as {nearest(name, METRICS)}",
+        todo="correct it, name it algorithm/<name> if one algorithm defines it, or add it to METRICS in freerun/metrics.py",
     )
 
 
