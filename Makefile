@@ -1,0 +1,77 @@
+# Everything a person types. `make help` lists it.
+#
+# `make env` makes .venv from the lock files. PyTorch comes first, from wherever pip is configured to look: to get the small CPU
+# build where the default index serves the CUDA one, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels.
+
+DEMO ?= smollm2-arithmetic
+DEMO_ARGS ?=
+TEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PEERS_VENV := .venv-peers
+LOCKS := requirements-torch.lock requirements.lock
+# The first that runs and is new enough; a name on the PATH alone proves nothing.
+PYTHON ?= $(firstword $(foreach python,python3.12 python3.11 python3.13 python3,$(shell \
+	$(python) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $(python))))
+# One thread each: two processes that spin on the same cores are slower than one.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help env demo test test-slow test-dist check format bench bench-peers-env docs lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+env: $(VENV)/.stamp ## the environment in .venv, from the lock files
+
+$(VENV)/.stamp: $(LOCKS) pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make env: found no Python 3.11, 3.12 or 3.13 on the PATH; install one or say PYTHON=/path/to/python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements-torch.lock -c requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: env ## train a small language model on this computer and watch it learn (DEMO=recipe)
+	$(BIN)/freerun run $(DEMO) $(DEMO_ARGS)
+
+test: env ## the default test suite
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+test-slow: env ## learning tests and others that take minutes
+	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+
+test-dist: env ## only the tests that spawn processes
+	$(BIN)/python -m pytest -m "dist and not gpu" $(TEST_ARGS)
+
+check: env ## lint, format, types, layers, budgets, generated docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/arch
+
+format: env ## rewrite the code the way `make check` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: env ## every benchmark of bench/ that needs nothing else installed
+	@set -e; for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
+
+bench-peers-env: $(PEERS_VENV)/.stamp ## the environment of the systems that bench/peers compares with, in .venv-peers
+
+$(PEERS_VENV)/.stamp: bench/peers/requirements-trl.lock requirements-torch.lock
+	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet -r requirements-torch.lock -c bench/peers/requirements-trl.lock
+	$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps -r bench/peers/requirements-trl.lock
+	@touch $@
+
+docs: env ## write the generated pages and tables
+	@set -e; for script in tools/*_table.py; do if [ -e "$$script" ]; then $(BIN)/python $$script; fi; done
+
+lock: env ## write the lock files from what is installed in .venv
+	$(BIN)/python tools/lock.py
+
+clean: ## remove environments and caches; keeps runs/
+	rm -rf $(VENV) $(PEERS_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
