@@ -7,11 +7,12 @@ Shapes: G trajectories of a group, B of a batch, T action tokens of the longest.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
+from freerun.errors import ConfigError
 from freerun.ops.reduce import Reduction
 from freerun.types import Batch, Group, Metric
 
@@ -43,8 +44,8 @@ class LossFunction(Protocol):
 class Term:
     """One loss: what it trains, how it is reduced, and how often.
 
-    `trains` names networks ("policy", "value", ...); `mask` is the boolean column over which the loss is reduced; `weight` scales
-    the term; `every` is its cadence in optimiser steps; `outputs` are the network outputs that it reads.
+    `trains` names networks ("policy", "value", ...); `mask` is the boolean column over which the loss is reduced; `weight`
+    scales the term; `every` is its cadence in optimiser steps; `outputs` are the network outputs that it reads.
     """
 
     name: str
@@ -105,3 +106,15 @@ class AlgorithmConfig(Protocol):
     """What a recipe holds: a frozen dataclass in the algorithm's own file that builds the record."""
 
     def build(self) -> Algorithm: ...
+
+
+def check(config: Any, rules: Mapping[str, bool]) -> None:
+    """Refuse a config, when it is made, that breaks one of `rules` (the rule in words, and whether it holds) or that holds a
+    value which the `Literal` type of its field does not list. Raises `ConfigError`."""
+    values = asdict(config)
+    named = {name: get_args(kind) for name, kind in get_type_hints(type(config)).items() if get_origin(kind) is Literal}
+    listed = {f"{name} is one of {', '.join(choices)}": values[name] in choices for name, choices in named.items()}
+    for rule, holds in {**rules, **listed}.items():
+        if not holds:
+            raise ConfigError(f"{type(config).__module__} does not work with this config", given=values, expected=rule,
+                              todo="correct the algorithm's config in the recipe")

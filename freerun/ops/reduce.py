@@ -1,8 +1,8 @@
 """From element-wise losses to a gradient: weights per element, and the one global denominator.
 
 Shapes: B trajectories, T action tokens. A reduction is a pair (element weights, count); the loss of a step is
-`sum over micro-batches of sum(weight * loss)  /  sum over micro-batches of count`, divided once, by the trainer. So the gradient
-depends neither on how a step was cut into micro-batches nor on the number of ranks.
+`sum over micro-batches of sum(weight * loss)  /  sum over micro-batches of count`, divided once, by the trainer. So the
+gradient depends neither on how a step was cut into micro-batches nor on the number of ranks.
 
 Sources of the names: verl `agg_loss` and Dr.GRPO (arXiv 2503.20783); see `docs/algorithms.md`.
 """
@@ -11,6 +11,8 @@ import enum
 
 import torch
 from torch import Tensor
+
+from freerun.types import Mean
 
 
 class Reduction(enum.StrEnum):
@@ -43,3 +45,11 @@ def weighted_sum(loss_BT: Tensor, weight_BT: Tensor) -> Tensor:
     """`sum(weight * loss)` in which elements of weight 0 contribute exactly nothing, to the value and to the gradient, even
     where their loss is not finite."""
     return torch.where(weight_BT > 0, loss_BT * weight_BT, loss_BT.new_zeros(())).sum()
+
+
+def means(mask_BT: Tensor, **value_BT: Tensor) -> dict[str, Mean]:
+    """The masked mean of each named value as a detached record of sum and count; one transfer from the device for all."""
+    zero = torch.zeros((), device=mask_BT.device)
+    sums = [torch.where(mask_BT, value.detach().float(), zero).sum() for value in value_BT.values()]
+    *totals, num = torch.stack([*sums, mask_BT.sum().float()]).tolist()
+    return {name: Mean(total, num) for name, total in zip(value_BT, totals, strict=True)}
