@@ -1,0 +1,248 @@
+"""The command line: `freerun list | run | resume | eval | report`.
+
+freerun list                                   the recipes that ship, one line each
+freerun run RECIPE [--dotted.override value]   train; RECIPE is a name from the list or a Python file
+freerun resume DIR                             go on from the newest whole checkpoint of a run directory
+freerun eval DIR [--problems N]                held-out accuracy of its newest checkpoint
+freerun report DIR                             write DIR/report.html again
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from freerun import config as configs
+from freerun.errors import CheckpointError, ConfigError, FreerunError, RunDirectoryError
+from freerun.metrics import Fanout, Sink
+from freerun.watch.rundir import RunDirectory
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `freerun` command. Exit status: 0 done, 1 an error that says what to do, 2 bad usage, 130
+    interrupted."""
+    console = Console(stderr=True)
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    try:
+        code = known.command(known, rest)
+    except FreerunError as error:
+        console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
+        console.print(str(error), markup=False, highlight=False)
+        code = EXIT_ERROR
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("interrupted")
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="freerun",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Asynchronous, off-policy reinforcement learning in native PyTorch.",
+        epilog="Start with:  freerun run tiny-addition      (about a minute on a laptop)",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: object, help_text: str, detail: str = "") -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=help_text, description=help_text[0].upper() + help_text[1:] + ". " + detail, add_help=name != "run"
+        )
+        sub.set_defaults(command=function)
+        return sub
+
+    command("list", _list, "show the recipes that ship")
+    run = command("run", _run, "train with a recipe")
+    run.add_argument("recipe", nargs="?", help="a name from `freerun list`, or a Python file with a function recipe()")
+    run.add_argument(
+        "-h", "--help", action="store_true", help="show every key of the recipe that can be overridden, with its value"
+    )
+    run.add_argument("--dir", help="run directory to create (default: runs/RECIPE-DATE-TIME)")
+    run.add_argument("--plain", action="store_true", help="one line per step in place of the live view")
+    resume = command(
+        "resume",
+        _resume,
+        "go on with an interrupted run",
+        "Finished work is not generated again and nothing is trained twice; the config is the run's own.",
+    )
+    resume.add_argument("dir", type=Path, help="the run directory")
+    resume.add_argument("--plain", action="store_true", help="one line per step in place of the live view")
+    evaluate = command(
+        "eval",
+        _eval,
+        "measure held-out accuracy of a run's newest checkpoint",
+        "Answers are greedy; the problems are the first N of the task's held-out set.",
+    )
+    evaluate.add_argument("dir", type=Path, help="the run directory")
+    evaluate.add_argument("--problems", type=int, default=256, metavar="N", help="how many held-out problems (default 256)")
+    report = command("report", _report, "write the HTML report of a run again", "Works for unfinished and crashed runs too.")
+    report.add_argument("dir", type=Path, help="the run directory")
+    return parser
+
+
+def _list(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from freerun.recipes.base import described
+
+    _nothing_left(rest)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it shows")
+    for name, text in described():
+        table.add_row(name, text)
+    Console().print(table)
+    return 0
+
+
+def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from freerun.recipes import base as recipes
+
+    if arguments.recipe is None:
+        if arguments.help:
+            Console().print(
+                "usage: freerun run RECIPE [--dir DIR] [--plain] [--dotted.override value ...]\n\n"
+                "`freerun run RECIPE --help` shows every key of a recipe. Recipes: " + ", ".join(recipes.names()),
+                markup=False,
+            )
+            return 0
+        raise ConfigError(
+            "no recipe given", given="freerun run", expected="a name or a file", todo="`freerun list` shows the recipes"
+        )
+    changes = overrides(rest)
+    config = configs.override(recipes.load(arguments.recipe).recipe(), changes)
+    if arguments.help:
+        _show_keys(arguments.recipe, config)
+        return 0
+    stem = Path(arguments.recipe).stem
+    directory = Path(arguments.dir or Path(config.records.directory) / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    return _train(config, arguments.recipe, changes, directory, plain=arguments.plain, resume=False)
+
+
+def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from freerun.launch import refuse_other_config
+
+    _nothing_left(rest)
+    config, stored = _stored(arguments.dir)
+    refuse_other_config(stored["config"], config)
+    return _train(config, stored["recipe"], stored["overrides"], arguments.dir, plain=arguments.plain, resume=True)
+
+
+def _stored(directory: Path) -> tuple:
+    """The config of an existing run directory, rebuilt from its recipe and overrides, and the stored record."""
+    from freerun.recipes import base as recipes
+
+    path = directory / "config.json"
+    if not path.is_file():
+        raise RunDirectoryError(
+            "not a run directory",
+            given=directory,
+            expected="a directory with config.json, made by `freerun run`",
+            todo="check the path",
+        )
+    stored = json.loads(path.read_text())
+    return configs.override(recipes.load(stored["recipe"]).recipe(), stored["overrides"]), stored
+
+
+def _train(config: object, recipe: str, changes: dict[str, str], directory: Path, *, plain: bool, resume: bool) -> int:
+    from freerun.launch import launch
+    from freerun.watch.report import write_report
+    from freerun.watch.terminal import TerminalView
+
+    record = {"recipe": recipe, "overrides": changes, "config": configs.dump(config)}
+    with RunDirectory(directory, config=record, resume=resume) as files:
+        view = TerminalView(title=recipe, plain=plain)
+        sinks: list[Sink] = [files, view, *_optional_sinks(config, directory)]
+        fanout = Fanout(sinks)
+        try:
+            outcome = asyncio.run(launch(config, directory, fanout, resume=resume, began=files.elapsed))
+        finally:
+            fanout.close()
+            report = write_report(directory)
+        view.finish(outcome.evaluations, directory, report, finished=outcome.finished)
+    return 0 if outcome.finished else EXIT_INTERRUPTED
+
+
+def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from freerun.launch import launch
+
+    _nothing_left(rest)
+    config, _ = _stored(arguments.dir)
+    if not list((arguments.dir / "checkpoints").glob("step-*")):
+        raise CheckpointError(
+            "nothing to evaluate",
+            given=arguments.dir / "checkpoints",
+            expected="a checkpoint",
+            todo="let the run reach its end or its first checkpoint",
+        )
+    outcome = asyncio.run(launch(config, arguments.dir, Fanout([]), evaluate_only=arguments.problems))
+    result = outcome.evaluations[-1]
+    Console().print(f"held-out accuracy {result.accuracy:.1%} on {result.count} problems (policy version {result.newest})")
+    return 0
+
+
+def _report(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from freerun.watch.report import write_report
+
+    _nothing_left(rest)
+    Console().print(str(write_report(arguments.dir)), soft_wrap=True)
+    return 0
+
+
+def _optional_sinks(config: object, directory: Path) -> list[Sink]:
+    sinks: list[Sink] = []
+    if config.records.tensorboard:
+        from freerun.watch.tensorboard import TensorBoardSink
+
+        sinks.append(TensorBoardSink(directory / "tensorboard"))
+    if config.records.wandb:
+        from freerun.watch.wandb import WandbSink
+
+        sinks.append(WandbSink(config.records.wandb, directory, configs.dump(config)))
+    return sinks
+
+
+def overrides(words: Sequence[str]) -> dict[str, str]:
+    """`--a.b value --c=value` as a mapping. Raises `ConfigError` for a word that is neither a key nor a value."""
+    found: dict[str, str] = {}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or (not equals and not words):
+            raise ConfigError(
+                "cannot read the overrides", given=word, expected="--dotted.key value", todo="give every key a value"
+            )
+        found[key.replace("-", "_")] = value if equals else words.pop(0)
+    return found
+
+
+def _nothing_left(rest: Sequence[str]) -> None:
+    if rest:
+        raise ConfigError(
+            "unknown argument", given=" ".join(rest), expected="no further arguments", todo="see --help of the command"
+        )
+
+
+def _show_keys(name: str, config: object) -> None:
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", title=f"freerun run {name}: keys and values", title_justify="left"
+    )
+    table.add_column("--key", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    for key, value in configs.flatten(config).items():
+        table.add_row(key, str(value))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

@@ -1,0 +1,226 @@
+"""From a resolved config to a finished run: place the executors, wire them, run the controller, end everything.
+
+Used by the command line; a script may call `launch(config, ...)` itself.
+"""
+
+import asyncio
+import importlib.util
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from freerun import config as configs
+from freerun.actors.generator import GeneratorExecutor
+from freerun.checkpoint import Checkpoints, restore_controller
+from freerun.controller import Controller
+from freerun.errors import CheckpointError, ConfigError
+from freerun.metrics import EvalRecord, Sink
+from freerun.placement.base import ExecutorSpec, Placement
+from freerun.placement.inline import InlinePlacement
+from freerun.recipes.base import RunConfig
+from freerun.rewards.pool import RewarderExecutor
+from freerun.trainer.trainer import TrainerExecutor, check
+from freerun.weights import inprocess, shared
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: `finished` is False when it was interrupted. `step` and `total_steps` say how far it came."""
+
+    finished: bool
+    step: int
+    total_steps: int
+    evaluations: tuple[EvalRecord, ...]
+
+
+async def launch(
+    config: RunConfig, run_dir: Path, sinks: Sink, *, resume: bool = False, evaluate_only: int = 0, began: float = 0.0
+) -> Outcome:
+    """Run `config` to its end, writing checkpoints below `run_dir`.
+
+    With `resume`, go on from the newest whole checkpoint. With `evaluate_only`, load it, evaluate that many held-out problems
+    and return. Everything started here has ended when this returns or raises.
+    """
+    check(config.trainer, config.algorithm, config.control.group_size)
+    task = config.task.build()
+    kind = placement_kind(config.placement.kind)
+    placement = await _placement(config, kind, run_dir)
+    checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)
+    try:
+        handles = await placement.spawn(executors(config, kind, run_dir))
+        names = sorted(n for n in handles if n.startswith("generator"))
+        controller = Controller(
+            config.control,
+            placement=placement,
+            generators=[handles[n] for n in names],
+            rewarder=handles["rewarder"],
+            trainer=handles["trainer"],
+            prompts=task.train,
+            heldout=task.heldout,
+            sampling=config.sampling,
+            eval_sampling=replace(config.sampling, temperature=0.0),
+            accuracy=task.accuracy,
+            sink=sinks,
+            seed=config.seed,
+            save=None if evaluate_only else checkpoints.save,
+            began=began,
+        )
+        with _signals(controller):
+            if resume or evaluate_only:
+                checkpoint, passed = checkpoints.newest_whole()
+                await controller.tracker.call(
+                    handles["trainer"],
+                    "load",
+                    str(checkpoint / "trainer"),
+                    what="checkpoint",
+                    doing=f"loading {checkpoint.name}" + "".join(f"; passed over {p}" for p in passed),
+                )
+                if not evaluate_only:
+                    restore_controller(controller, checkpoint)
+            elif config.warm_start is not None:
+                await warm_start(controller, config)
+            await (controller.evaluate(evaluate_only) if evaluate_only else controller.run())
+        return Outcome(not controller.stopping, controller.step, config.control.steps, tuple(controller.evaluations))
+    finally:
+        await placement.stop()
+
+
+async def warm_start(controller: Controller, config: RunConfig) -> None:
+    """The supervised stage: demonstrations are the task's own solutions to its training prompts."""
+    stage, task = config.warm_start, config.task.build()
+    for step in range(stage.steps):
+        prompts = [controller.prompts.at(-1 - step * stage.batch - i) for i in range(stage.batch)]
+        pairs = [(p, task.solution(p)) for p in prompts]
+        await controller.tracker.call(
+            controller.trainer,
+            "warm_start",
+            pairs,
+            stage.algorithm,
+            stage.lr * (1 - step / stage.steps),
+            what="warm-start",
+            doing=f"supervised warm start, step {step + 1} of {stage.steps}",
+        )
+        if controller.stopping:
+            return
+
+
+def placement_kind(asked: str) -> str:
+    """`auto` resolved. Raises `ConfigError` if Monarch was asked for and is not installed."""
+    installed = importlib.util.find_spec("monarch") is not None
+    if asked == "monarch" and not installed:
+        raise ConfigError(
+            "placement 'monarch' needs the package torchmonarch",
+            given="not installed",
+            expected="torchmonarch",
+            todo="pip install 'freerun[monarch]', or --placement.kind inline",
+        )
+    return ("monarch" if installed else "inline") if asked == "auto" else asked
+
+
+async def _placement(config: RunConfig, kind: str, run_dir: Path) -> Placement:
+    record = run_dir / "interleaving.jsonl" if config.placement.record else None
+    if kind == "inline":
+        replay = Path(config.placement.replay) if config.placement.replay else None
+        return InlinePlacement(schedule=config.placement.schedule, record=record, replay=replay)
+    from freerun.placement.monarch import MonarchPlacement
+
+    return MonarchPlacement(record=record)
+
+
+def executors(config: RunConfig, kind: str, run_dir: Path) -> Sequence[ExecutorSpec]:
+    """What to spawn: the generators, the rewarder and the trainer, on disjoint cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    num = config.placement.generators
+    share = max(1, len(cores) // (num + 1))
+    threads = config.placement.threads or (share if kind == "monarch" else len(cores))
+    slots = config.generator.slots or (config.control.max_lag + 1) * config.control.groups * config.control.group_size // num
+    generator = replace(config.generator, slots=slots)
+    publisher, subscriber = transports(config, kind, run_dir)
+
+    def pinned(index: int) -> tuple[int, ...]:
+        if not config.placement.pin or kind == "inline":
+            return ()
+        own = cores[index * share : (index + 1) * share]
+        return tuple(own or cores)
+
+    specs = [
+        ExecutorSpec(
+            name=f"generator-{i}" if num > 1 else "generator",
+            factory=GeneratorExecutor,
+            args=(config.model, generator, subscriber),
+            cores=pinned(i + 1),
+            threads=threads,
+        )
+        for i in range(num)
+    ]
+    trainer = ExecutorSpec(
+        name="trainer",
+        factory=TrainerExecutor,
+        args=(config.model, config.algorithm, config.trainer, publisher, run_dir),
+        cores=pinned(0),
+        threads=threads,
+    )
+    rewarder = ExecutorSpec(name="rewarder", factory=RewarderExecutor, args=(config.task, config.reward), threads=1)
+    return [*specs, rewarder, trainer]
+
+
+def transports(config: RunConfig, kind: str, run_dir: Path) -> tuple:
+    """Factories of the publisher and of the subscribers for the configured transport."""
+    asked = config.weights.transport
+    name = ("inprocess" if kind == "inline" else "shared") if asked == "auto" else asked
+    if name == "inprocess" and kind != "inline":
+        raise ConfigError(
+            "weights.transport 'inprocess' cannot cross processes",
+            given=f"placement {kind}",
+            expected="shared or monarch",
+            todo="--weights.transport auto",
+        )
+    if name == "monarch" and kind != "monarch":
+        raise ConfigError(
+            "weights.transport 'monarch' needs executors under Monarch",
+            given=f"placement {kind}",
+            expected="placement monarch",
+            todo="--placement.kind monarch, or --weights.transport auto",
+        )
+    module = {"inprocess": inprocess, "shared": shared}.get(name)
+    if module is None:
+        from freerun.weights import monarch as module
+    dtype = config.generator.dtype if config.weights.dtype == "auto" else config.weights.dtype
+    return module.publisher(dtype=dtype, checksum=config.weights.verify), module.subscriber()
+
+
+class _signals:
+    """SIGINT and SIGTERM ask the controller to stop after the call in hand; a second one cancels at once."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._task = asyncio.current_task()
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
+
+    def _stop(self) -> None:
+        if self._controller.stopping:
+            self._task.cancel()
+        self._controller.request_stop()
+
+    def __exit__(self, *exc: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def refuse_other_config(stored: dict, config: RunConfig) -> None:
+    """Raises `CheckpointError` naming every key at which a run directory's config differs from `config`."""
+    changed = configs.differences(stored, configs.dump(config))
+    if changed:
+        raise CheckpointError(
+            "this directory was made by another config",
+            given="; ".join(changed[:6]),
+            expected="the same config",
+            todo="resume without overrides, or start a new run",
+        )

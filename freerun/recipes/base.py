@@ -1,0 +1,163 @@
+"""What a recipe returns: one typed, frozen config for a whole run. `freerun run NAME` finds it by its file name.
+
+A recipe is a module in this folder (or any Python file) with a function `recipe() -> RunConfig` whose module docstring says
+what it shows and how long it takes. Nothing is registered: the folder is the list.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from freerun import recipes
+from freerun.actors.generator import GeneratorConfig
+from freerun.algorithms.base import AlgorithmConfig
+from freerun.config import nearest
+from freerun.errors import ConfigError
+from freerun.rewards.pool import RewardConfig
+from freerun.schedule import ControllerConfig
+from freerun.tasks.base import TaskConfig
+from freerun.trainer.trainer import TrainerConfig
+from freerun.types import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementConfig:
+    """Where the executors run."""
+
+    kind: Literal["auto", "inline", "monarch"] = "auto"
+    """`monarch`: each executor in a process of its own; `inline`: all in this process; `auto`: monarch where it is
+    installed."""
+    schedule: Literal["threads", "serial"] = "threads"
+    """Inline only: `threads` overlaps executors, `serial` runs one call at a time in a deterministic order."""
+    record: bool = False
+    """Write the order in which calls complete to `interleaving.jsonl` in the run directory."""
+    replay: str = ""
+    """Inline only: follow the order in this `interleaving.jsonl`, bit for bit."""
+    generators: int = 1
+    """Number of generator executors."""
+    threads: int = 0
+    """Torch threads of each generator and of the trainer; 0 shares the cores evenly, at least one each."""
+    pin: bool = True
+    """Give executors that share a CPU disjoint cores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsConfig:
+    """How versions travel from the trainer to the generators."""
+
+    transport: Literal["auto", "inprocess", "shared", "monarch"] = "auto"
+    """`auto`: in-process when inline, shared memory between processes of this host."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the published weights; `auto` is the generator's."""
+    verify: bool = False
+    """Checksum every version and verify it at adoption."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStartConfig:
+    """A supervised stage on the task's own solutions before RL, for models trained from scratch."""
+
+    algorithm: AlgorithmConfig
+    """The supervised objective."""
+    steps: int = 200
+    """Optimiser steps."""
+    batch: int = 64
+    """Demonstrations per step."""
+    lr: float = 1e-3
+    """Learning rate of this stage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordsConfig:
+    """What the run leaves behind."""
+
+    directory: str = "runs"
+    """Parent of the run directories."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files into the run directory."""
+    wandb: str = ""
+    """Weights & Biases project to log to; empty is off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """A whole run."""
+
+    model: object
+    """The policy: a config whose `build` gives a `LanguageModel`."""
+    task: TaskConfig
+    """Prompts and reward."""
+    algorithm: AlgorithmConfig
+    """The objective."""
+    sampling: Sampling
+    """How training responses are drawn."""
+    control: ControllerConfig = field(default_factory=ControllerConfig)
+    """How long, how much per step, how asynchronous."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The token generator."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """The reward pool."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Optimiser, packing, precision."""
+    warm_start: WarmStartConfig | None = None
+    """A supervised stage before RL, or none."""
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    """Where executors run."""
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    """How weights travel."""
+    records: RecordsConfig = field(default_factory=RecordsConfig)
+    """What is written."""
+    seed: int = 0
+    """Seed of everything: data order, sampling, initial weights."""
+
+
+def names() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(_name(m.name) for m in pkgutil.iter_modules(recipes.__path__) if m.name != "base")
+
+
+def load(name: str) -> ModuleType:
+    """The module of a shipped recipe (`tiny-addition`) or of a Python file (`my_recipe.py`). Raises `ConfigError`."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(
+                "recipe file not found", given=name, expected="a Python file with a function recipe()", todo="check the path"
+            )
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    elif name in names():
+        module = importlib.import_module(f"freerun.recipes.{name.replace('-', '_')}")
+    else:
+        raise ConfigError(
+            f"unknown recipe '{name}'",
+            given=name,
+            expected=f"one of: {nearest(name, names())}",
+            todo="`freerun list` shows all; a path to a .py file works too",
+        )
+    if "recipe" not in vars(module):
+        raise ConfigError(
+            f"'{name}' is not a recipe",
+            given=f"module {module.__name__}",
+            expected="a function recipe() -> RunConfig",
+            todo="define it, see freerun/recipes/tiny_addition.py",
+        )
+    return module
+
+
+def described() -> Iterator[tuple[str, str]]:
+    """(name, first paragraph of the docstring) of every shipped recipe."""
+    for name in names():
+        yield name, " ".join((load(name).__doc__ or "").strip().split("\n\n")[0].split())
+
+
+def _name(module: str) -> str:
+    return module.replace("_", "-")

@@ -1,0 +1,38 @@
+"""A one-million-parameter transformer learns to add: supervised warm start, then asynchronous RL. About a minute on two cores.
+
+Nothing is downloaded; the model starts from random weights. Meant for trying a change at once.
+"""
+
+from freerun.actors.generator import GeneratorConfig
+from freerun.algorithms.language import aipo, sft
+from freerun.models import tiny_lm
+from freerun.recipes.base import RunConfig, WarmStartConfig
+from freerun.schedule import ControllerConfig
+from freerun.tasks import addition
+from freerun.trainer.trainer import TrainerConfig
+from freerun.types import Sampling
+
+
+def recipe() -> RunConfig:
+    return RunConfig(
+        model=tiny_lm.Config(layers=3, width=128, heads=4, kv_heads=2, context=32, alphabet="0123456789+=-"),
+        task=addition.Config(digits=2),
+        algorithm=aipo.Config(),
+        sampling=Sampling(temperature=1.0, max_tokens=6),
+        warm_start=WarmStartConfig(algorithm=sft.Config(), steps=150, batch=128, lr=2e-3),
+        control=ControllerConfig(
+            steps=120,
+            groups=16,
+            group_size=8,
+            max_lag=1,
+            window=4,
+            stream=16,
+            decode_steps=8,
+            eval_every=20,
+            eval_prompts=256,
+            final_eval_prompts=512,
+            sample_every=8,
+        ),
+        generator=GeneratorConfig(max_context=32),
+        trainer=TrainerConfig(lr=5e-4),
+    )
