@@ -37,7 +37,7 @@ class LossOut:
 class LossFunction(Protocol):
     """Pure: reads current outputs, batch and state, changes nothing, averages nothing."""
 
-    def __call__(self, outputs: Outputs, batch: Batch, state: State) -> LossOut: ...
+    def __call__(self, outputs: Outputs, batch: Batch, state: State, /) -> LossOut: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class Target:
 class CreditFunction(Protocol):
     """Group to advantages. Returns [G] (the same credit for every token of a trajectory) or [G, T], and the next state."""
 
-    def __call__(self, group: Group, state: State) -> tuple[Tensor, State]: ...
+    def __call__(self, group: Group, state: State, /) -> tuple[Tensor, State]: ...
 
 
 def _no_state() -> State:
@@ -116,5 +116,9 @@ def check(config: Any, rules: Mapping[str, bool]) -> None:
     listed = {f"{name} is one of {', '.join(choices)}": values[name] in choices for name, choices in named.items()}
     for rule, holds in {**rules, **listed}.items():
         if not holds:
-            raise ConfigError(f"{type(config).__module__} does not work with this config", given=values, expected=rule,
-                              todo="correct the algorithm's config in the recipe")
+            raise ConfigError(
+                f"{type(config).__module__} does not work with this config",
+                given=values,
+                expected=rule,
+                todo="correct the algorithm's config in the recipe",
+            )

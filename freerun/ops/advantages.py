@@ -25,11 +25,14 @@ def leave_one_out(reward_G: Tensor) -> Tensor:
     return (_centred(reward_G) * num / max(num - 1, 1)).float()
 
 
-def z_score(reward_G: Tensor, *, population: bool = False, eps: float = 1e-6) -> Tensor:
-    """`(r_i - mean(r)) / (std(r) + eps)`; the std divides by n - 1, or by n if `population`. GRPO (arXiv 2402.03300), verl."""
-    centred_G = _centred(reward_G)
-    degrees = reward_G.numel() - (0 if population else 1)
-    return (centred_G / ((centred_G.square().sum() / max(degrees, 1)).sqrt() + eps)).float()
+def z_score(reward_G: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """`(r_i - mean(r)) / (std(r) + eps)` with the std that divides by `K - 1`. GRPO (arXiv 2402.03300) as in verl."""
+    return _standardised(reward_G, max(reward_G.numel() - 1, 1), eps)
+
+
+def population_z_score(reward_G: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """As `z_score`, with the std that divides by `K`, as in Trinity-RFT."""
+    return _standardised(reward_G, reward_G.numel(), eps)
 
 
 def raw(reward_G: Tensor) -> Tensor:
@@ -49,3 +52,8 @@ def credit(advantage: Callable[[Tensor], Tensor]) -> Callable[[Group, Any], tupl
 def _centred(reward_G: Tensor) -> Tensor:
     reward_G = reward_G.double()
     return torch.where(reward_G.max() == reward_G.min(), 0.0, reward_G - reward_G.mean())
+
+
+def _standardised(reward_G: Tensor, degrees: int, eps: float) -> Tensor:
+    centred_G = _centred(reward_G)
+    return (centred_G / ((centred_G.square().sum() / degrees).sqrt() + eps)).float()

@@ -53,8 +53,8 @@ class Config:
     """How token losses become one number."""
 
     def __post_init__(self) -> None:
-        clips = {"0 <= clip_low <= 1": 0 <= self.clip_low <= 1, "clip_high >= 0": self.clip_high >= 0}
-        check(self, {**clips, "cap > 0": self.cap > 0})
+        rules = {"0 <= clip_low <= 1": 0 <= self.clip_low <= 1, "clip_high >= 0": self.clip_high >= 0, "cap > 0": self.cap > 0}
+        check(self, rules)
 
     def build(self) -> Algorithm:
         return Algorithm(

@@ -27,8 +27,7 @@ from freerun.ops import advantages, kl, losses
 from freerun.ops.reduce import Reduction, means
 from freerun.types import Batch
 
-POPULATION_Z_SCORE = partial(advantages.z_score, population=True)
-NORMALISE = {"std": advantages.z_score, "population_std": POPULATION_Z_SCORE, "none": advantages.group_mean}
+NORMALISE = {"std": advantages.z_score, "population_std": advantages.population_z_score, "none": advantages.group_mean}
 KL_ESTIMATORS = {"k3": kl.k3, "k2": kl.k2}
 PROXIMAL = {"behaviour": "logp_behaviour", "recomputed": "logp_proximal"}
 
@@ -53,10 +52,9 @@ class Config:
     """How token losses become one number."""
 
     def __post_init__(self) -> None:
-        check(self, {
-            "0 <= clip_low <= 1": 0 <= self.clip_low <= 1, "clip_high >= 0": self.clip_high >= 0,
-            "dual_clip > 1": self.dual_clip is None or self.dual_clip > 1, "kl_coefficient >= 0": self.kl_coefficient >= 0,
-        })
+        rules = {"0 <= clip_low <= 1": 0 <= self.clip_low <= 1, "clip_high >= 0": self.clip_high >= 0}
+        rules |= {"dual_clip > 1": self.dual_clip is None or self.dual_clip > 1, "kl_coefficient >= 0": self.kl_coefficient >= 0}
+        check(self, rules)
 
     def build(self) -> Algorithm:
         reduction, uses_kl = Reduction(self.reduction), self.kl_coefficient > 0
@@ -73,8 +71,9 @@ class Config:
 
 def policy_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config) -> LossOut:
     u_BT = losses.log_ratio(outputs["logp"], batch[PROXIMAL[config.proximal]])
-    bounds = {"low": config.clip_low, "high": config.clip_high, "dual": config.dual_clip}
-    loss_BT, clipped_BT = losses.clipped_surrogate(u_BT, batch["advantage"], **bounds)
+    loss_BT, clipped_BT = losses.clipped_surrogate(
+        u_BT, batch["advantage"], low=config.clip_low, high=config.clip_high, dual=config.dual_clip
+    )
     return LossOut(loss_BT, means(batch["mask"], ratio=u_BT.exp(), clipped=clipped_BT))
 
 
