@@ -49,6 +49,10 @@ class StaleItem(FreerunError, AssertionError):
     """An item reached the trainer with a lag above the bound. Admission makes this impossible; seeing it is a bug."""
 
 
+class IllegalTransition(FreerunError, AssertionError):
+    """A caller asked the store for a transition that its state machine forbids. A bug in the caller, refused before any change."""
+
+
 class Diverged(FreerunError, ArithmeticError):
     """A loss or a gradient is not finite. The batch was saved before this was raised."""
 
