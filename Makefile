@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PEERS_VENV := .venv-peers
 LOCKS := requirements-torch.lock requirements.lock
 # The first that runs and is new enough; a name on the PATH alone proves nothing.
-PYTHON ?= $(firstword $(foreach python,python3.12 python3.11 python3.13 python3,$(shell \
+PYTHON ?= $(firstword $(foreach python,python3.11 python3.12 python3.13 python3,$(shell \
 	$(python) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $(python))))
 # One thread each: two processes that spin on the same cores are slower than one.
 export OMP_NUM_THREADS ?= 1
@@ -27,7 +27,7 @@ env: $(VENV)/.stamp ## the environment in .venv, from the lock files
 
 $(VENV)/.stamp: $(LOCKS) pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make env: found no Python 3.11, 3.12 or 3.13 on the PATH; install one or say PYTHON=/path/to/python3.12" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements-torch.lock -c requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
@@ -61,7 +61,7 @@ bench: env ## every benchmark of bench/ that needs nothing else installed
 bench-peers-env: $(PEERS_VENV)/.stamp ## the environment of the systems that bench/peers compares with, in .venv-peers
 
 $(PEERS_VENV)/.stamp: bench/peers/requirements-trl.lock requirements-torch.lock
-	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(PEERS_VENV)
 	$(PEERS_VENV)/bin/python -m pip install --quiet -r requirements-torch.lock -c bench/peers/requirements-trl.lock
 	$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps -r bench/peers/requirements-trl.lock
 	@touch $@
