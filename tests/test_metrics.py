@@ -1,5 +1,6 @@
 """The names of metrics, the fan-out to sinks, and the run directory: locks, resumes, torn lines, full disks."""
 
+import importlib.util
 import itertools
 import json
 import os
@@ -58,7 +59,7 @@ def test_a_metric_that_the_table_lacks_is_an_error_with_the_nearest_name() -> No
         plain({"grad_nrom": Mean(1.0, 1.0)})
 
 
-@pytest.mark.parametrize("name", ["loss/policy", "idle/generator-0", "items/dropped/timeout", "algorithm/mu", "response/stop/eos"])
+@pytest.mark.parametrize("name", ["loss/policy", "idle/generator-0", "items/dropped/timeout", "response/stop/eos"])
 def test_a_name_with_a_free_part_is_described_by_its_pattern(name: str) -> None:
     assert describe(name) in METRICS.values()
 
@@ -334,3 +335,14 @@ def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError, match="could not be made"):
         RunDirectory.create(tmp_path / "file" / "run", {})
+
+
+# --- docs --------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_metrics_is_what_the_table_says() -> None:
+    tool = Path(__file__).resolve().parent.parent / "tools" / "metrics_table.py"
+    spec = importlib.util.spec_from_file_location("metrics_table", tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run tools/metrics_table.py"
