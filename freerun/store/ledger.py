@@ -1,4 +1,4 @@
-"""How every item ended: trained at which version, or dropped for which reason. JSON-able, and small: runs of items, not items."""
+"""How every item ended: trained at which version, or dropped for which reason. JSON-able, and small: it keeps runs of items."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
