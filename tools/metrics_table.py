@@ -29,7 +29,8 @@ def page() -> str:
         group = name.partition("/")[0] if "/" in name else "others"
         groups.setdefault(group, []).append(f"| `{name}` | {unit} | {meaning.replace('|', '&#124;')} |\n")
     groups["others"] = groups.pop("others")
-    return HEADER + "".join(f"\n## {g}\n\n| name | unit | meaning |\n|---|---|---|\n{''.join(rows)}" for g, rows in groups.items())
+    head = "| name | unit | meaning |\n|---|---|---|\n"
+    return HEADER + "".join(f"\n## {group}\n\n{head}{''.join(rows)}" for group, rows in groups.items())
 
 
 def main() -> int:
