@@ -73,6 +73,10 @@ class DeadlineExceeded(FreerunError, TimeoutError):
     """A named wait took longer than its deadline."""
 
 
+class ReplayDiverged(FreerunError, RuntimeError):
+    """A replayed run asked its executors for something else than the recorded run did."""
+
+
 class WeightsError(FreerunError, RuntimeError):
     """A weight version cannot be published, found or verified."""
 

@@ -32,8 +32,8 @@ class Handle(Protocol):
     async def call(self, method: str, *args: Any, deadline: float, what: str = "", **kwargs: Any) -> Any:
         """Run `method` there and return its result.
 
-        `deadline` is seconds; `what` names the wait in a stall report. Raises `DeadlineExceeded`, `ExecutorDied` (the process is
-        gone) or `ExecutorFailed` (the method raised something that is not a `FreerunError`; those arrive as themselves).
+        `deadline` is seconds; `what` names the wait in a stall report. Raises `DeadlineExceeded`, `ExecutorDied` (the process
+        is gone) or `ExecutorFailed` (the method raised something that is not a `FreerunError`; those arrive as themselves).
         """
         ...
 

@@ -2,8 +2,8 @@
 
 The trainer publishes version `v` into a fresh buffer; a `WeightsRef` to it travels in control messages; readers adopt it. The
 controller pins a version while a reader may still read it and releases it afterwards, so a buffer is reused only when nobody
-pins it, and a reader that is slow or dead never blocks the trainer: the publisher takes another buffer. Live optimiser memory is
-never handed out. Casting (fp32 master to the generator's dtype) happens at publication.
+pins it, and a reader that is slow or dead never blocks the trainer: the publisher takes another buffer. Live optimiser memory
+is never handed out. Casting (fp32 master to the generator's dtype) happens at publication.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from freerun.errors import WeightsError
 from freerun.types import WeightsRef
 
 
@@ -43,8 +44,9 @@ class Subscriber(Protocol):
     """A reader's end; made where the reader lives."""
 
     def adopt(self, ref: WeightsRef, *, verify: bool = False) -> Mapping[str, Tensor]:
-        """The tensors of `ref`: views of the published buffer where the transport can map it (valid while the version is pinned),
-        copies otherwise. With `verify`, raises `WeightsError` if the bytes do not match `ref.checksum`."""
+        """The tensors of `ref`: views of the published buffer where the transport can map it (valid while the version is
+        pinned), else of this reader's own buffer (valid until the next adoption). With `verify`, raises `WeightsError` if the
+        bytes do not match `ref.checksum`; raises it, too, if the version is no longer held."""
         ...
 
     def close(self) -> None: ...
@@ -54,18 +56,37 @@ ALIGNMENT = 64
 """Byte alignment of every tensor in a buffer: a cache line, and enough for any dtype."""
 
 
-def manifest_of(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> tuple[dict[str, tuple[str, tuple[int, ...], int]], int]:
+def manifest_of(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> tuple[dict[str, tuple[str, tuple[int, ...], int]], int]:
     """Lay `tensors` out one after another: name to (dtype name, shape, byte offset), and the total number of bytes.
 
-    `dtype` casts floating point tensors; others keep theirs.
+    `dtype` casts floating point tensors; others keep theirs. Names that are tied to one tensor share its bytes.
     """
     manifest, offset = {}, 0
+    seen: dict[tuple, tuple[str, tuple[int, ...], int]] = {}
     for name, tensor in tensors.items():
-        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        manifest[name] = (str(kind).removeprefix("torch."), tuple(tensor.shape), offset)
-        size = tensor.numel() * kind.itemsize
-        offset += -(-size // ALIGNMENT) * ALIGNMENT
+        identity = (
+            (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
+        )
+        if identity not in seen:
+            kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            seen[identity] = (str(kind).removeprefix("torch."), tuple(tensor.shape), offset)
+            offset += -(-tensor.numel() * kind.itemsize // ALIGNMENT) * ALIGNMENT
+        manifest[name] = seen[identity]
     return manifest, offset
+
+
+def fill(buffer_N: Tensor, manifest: Mapping[str, tuple[str, tuple[int, ...], int]], tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors` to their places in `buffer_N`, casting on the way; tied names are copied once."""
+    places = views(buffer_N, manifest)
+    written: set[int] = set()
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            offset = manifest[name][2]
+            if tensor.numel() and offset not in written:
+                places[name].copy_(tensor)
+                written.add(offset)
 
 
 def views(buffer_N: Tensor, manifest: Mapping[str, tuple[str, tuple[int, ...], int]]) -> dict[str, Tensor]:
@@ -85,6 +106,54 @@ def checksum(buffer_N: Tensor) -> str:
     return hashlib.sha256(memoryview(buffer_N.numpy())).hexdigest()
 
 
-_DTYPES = {str(d).removeprefix("torch."): d for d in (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
-)}
+def verify_bytes(buffer_N: Tensor, ref: WeightsRef) -> None:
+    """Raises `WeightsError` unless `buffer_N` (uint8, CPU) has the checksum of `ref`."""
+    found = checksum(buffer_N) if ref.checksum else ""
+    if not ref.checksum or found != ref.checksum:
+        raise WeightsError(
+            f"weights of version {ref.version} failed verification over transport '{ref.transport}'",
+            given=f"SHA-256 {found}" if ref.checksum else "a version published without a checksum",
+            expected=f"SHA-256 {ref.checksum}" if ref.checksum else "a checksum to compare with",
+            todo="publish with checksum=True; if both are there, the bytes changed on the way or the version was not pinned",
+        )
+
+
+def unreachable(ref: WeightsRef, transport: str) -> WeightsError:
+    """The error for a version that this reader cannot find at its address."""
+    return WeightsError(
+        f"weights of version {ref.version} cannot be read over transport '{transport}'",
+        given=f"transport '{ref.transport}', address {ref.address}",
+        expected=f"a version that a live '{transport}' publisher holds",
+        todo="use one transport on both ends, and pin a version while a reader may still want it",
+    )
+
+
+def dtype_named(name: str) -> torch.dtype | None:
+    """The torch dtype called `name`; None for `"auto"`, which publishes tensors as they are.
+
+    Raises `WeightsError` for a name that no tensor of a manifest can have.
+    """
+    if name == "auto":
+        return None
+    if name not in _DTYPES:
+        raise WeightsError(
+            "unknown dtype for weights", given=name, expected=f"auto, {', '.join(_DTYPES)}", todo="correct the name"
+        )
+    return _DTYPES[name]
+
+
+_DTYPES = {
+    str(d).removeprefix("torch."): d
+    for d in (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
+}

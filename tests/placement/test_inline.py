@@ -1,0 +1,526 @@
+"""Executors within one process: overlap, order, deaths, deadlines, and replaying a recorded order."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable
+
+import pytest
+import torch
+
+from freerun.errors import (
+    ConfigError,
+    DataError,
+    DeadlineExceeded,
+    ExecutorDied,
+    ExecutorFailed,
+    ReplayDiverged,
+    RunDirectoryError,
+)
+from freerun.placement import schedules
+from freerun.placement.base import ExecutorSpec
+from freerun.placement.inline import InlinePlacement
+
+
+class Worker:
+    """An executor with state, and ways to go wrong."""
+
+    def __init__(self, state: int = 0) -> None:
+        if state < 0:
+            raise ValueError("negative state")
+        self.state, self.log, self.closed = state, [], []
+
+    def add(self, amount: int) -> int:
+        self.state = self.state * 3 + amount
+        return self.state
+
+    def note(self, word: str) -> list[str]:
+        self.log.append(word)
+        return list(self.log)
+
+    def meet(self, barrier: threading.Barrier) -> int:
+        return barrier.wait(timeout=20)
+
+    def hold(self, event: threading.Event) -> bool:
+        return event.wait(timeout=20)
+
+    async def wait_for(self, event: asyncio.Event) -> str:
+        await event.wait()
+        return "seen"
+
+    async def make_event(self) -> asyncio.Event:
+        return asyncio.Event()
+
+    async def set(self, event: asyncio.Event) -> None:
+        event.set()
+
+    async def count(self, end: int):
+        for i in range(end):
+            self.log.append(i)
+            yield i
+
+    def thread(self) -> str:
+        return threading.current_thread().name
+
+    def complain(self) -> None:
+        raise DataError("bad row", given="row 7", expected="a good one", todo="drop it")
+
+    def stumble(self) -> None:
+        raise KeyError("oops")
+
+    def leave(self) -> None:
+        raise SystemExit(3)
+
+    def close(self) -> None:
+        self.closed.append(True)
+
+
+def run(placement: InlinePlacement, body: Callable[..., Awaitable], *names: str, **kwargs):
+    """`body(handles...)` on fresh workers, with everything stopped afterwards."""
+
+    async def main():
+        try:
+            handles = await placement.spawn([ExecutorSpec(name=n, factory=Worker, kwargs=kwargs) for n in names or ("a",)])
+            return await body(*handles.values())
+        finally:
+            await placement.stop()
+
+    return asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.fixture(params=["threads", "serial", "virtual"])
+def placement(request) -> InlinePlacement:
+    return InlinePlacement(schedule=request.param, duration=(lambda *_: 1.0) if request.param == "virtual" else None)
+
+
+def test_a_call_returns_what_the_method_returns(placement):
+    async def body(a):
+        return [await a.call("add", 5, deadline=20), await a.call("add", 1, deadline=20)]
+
+    assert run(placement, body, state=1) == [8, 25]
+
+
+def test_a_stream_yields_the_elements_in_order_and_ends(placement):
+    async def body(a):
+        return [i async for i in a.stream("count", 4, deadline=20)]
+
+    assert run(placement, body) == [0, 1, 2, 3]
+
+
+def test_a_stream_that_is_left_early_computes_no_further_element(placement):
+    async def body(a):
+        stream = a.stream("count", 100, deadline=20)
+        async for i in stream:
+            if i == 1:
+                break
+        await stream.aclose()
+        return await a.call("note", "end", deadline=20)
+
+    assert run(placement, body) == [0, 1, "end"]
+
+
+def test_errors_made_on_purpose_arrive_as_themselves(placement):
+    async def body(a):
+        await a.call("complain", deadline=20)
+
+    with pytest.raises(DataError, match="row 7"):
+        run(placement, body)
+
+
+def test_other_errors_arrive_with_executor_method_and_traceback(placement):
+    async def body(a):
+        with pytest.raises(ExecutorFailed, match=r"a\.stumble raised KeyError: 'oops'") as caught:
+            await a.call("stumble", deadline=20)
+        assert 'raise KeyError("oops")' in caught.value.given
+        assert await a.call("add", 1, deadline=20) == 1  # it lives on
+
+    run(placement, body)
+
+
+def test_an_unknown_method_is_an_error_of_the_call(placement):
+    async def body(a):
+        await a.call("nonsense", deadline=20)
+
+    with pytest.raises(ExecutorFailed, match="nonsense"):
+        run(placement, body)
+
+
+def test_a_constructor_that_raises_stops_the_others_and_its_error_is_raised(placement):
+    async def main():
+        first = Worker()
+        with pytest.raises(ExecutorFailed, match="negative state"):
+            await placement.spawn(
+                [
+                    ExecutorSpec(name="good", factory=lambda: first),
+                    ExecutorSpec(name="bad", factory=Worker, args=(-1,)),
+                ]
+            )
+        return first.closed
+
+    assert asyncio.run(main()) == [True]
+
+
+def test_an_executor_that_exits_is_dead_and_reported_once(placement):
+    async def body(a, b):
+        with pytest.raises(ExecutorDied, match="exit status 3"):
+            await a.call("leave", deadline=20)
+        with pytest.raises(ExecutorDied):
+            await a.call("add", 1, deadline=20)
+        failures = placement.failures()
+        assert await anext(failures) == "a"
+        assert await b.call("add", 1, deadline=20) == 1
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(failures), 0.01)
+
+    run(placement, body, "a", "b")
+
+
+def test_a_respawned_executor_starts_from_its_specification(placement):
+    async def body(a):
+        await a.call("add", 5, deadline=20)
+        placement.kill("a")
+        fresh = await placement.respawn("a")
+        return await fresh.call("add", 1, deadline=20)
+
+    assert run(placement, body, state=2) == 7
+
+
+def test_stop_closes_every_living_executor(placement):
+    async def main():
+        workers = {"a": Worker(), "b": Worker()}
+        await placement.spawn([ExecutorSpec(name=n, factory=lambda w=w: w) for n, w in workers.items()])
+        placement.kill("b")
+        await placement.stop()
+        return workers["a"].closed, workers["b"].closed
+
+    assert asyncio.run(main()) == ([True], [])
+
+
+def test_stop_gives_torch_its_number_of_threads_back():
+    before = torch.get_num_threads()
+
+    async def main():
+        placement = InlinePlacement(schedule="serial")
+        await placement.spawn(
+            [ExecutorSpec(name="a", factory=Worker, threads=before + 2), ExecutorSpec(name="b", factory=Worker)]
+        )
+        during = torch.get_num_threads()
+        await placement.stop()
+        return during
+
+    assert asyncio.run(main()) == before + 2
+    assert torch.get_num_threads() == before
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------------
+
+
+def test_threads_overlaps_sync_calls_of_two_executors():
+    barrier = threading.Barrier(2)  # nobody passes unless both are inside at once
+
+    async def body(a, b):
+        return await asyncio.gather(a.call("meet", barrier, deadline=20), b.call("meet", barrier, deadline=20))
+
+    assert sorted(run(InlinePlacement(), body, "a", "b")) == [0, 1]
+
+
+def test_threads_runs_sync_calls_of_one_executor_one_at_a_time_in_order_of_submission():
+    async def body(a):
+        event = threading.Event()
+        held = asyncio.create_task(a.call("hold", event, deadline=20))
+        rest = [asyncio.create_task(a.call("note", str(i), deadline=20)) for i in range(5)]
+        await asyncio.sleep(0.01)
+        assert not any(t.done() for t in rest)
+        event.set()
+        await held
+        return (await asyncio.gather(*rest))[-1]
+
+    assert run(InlinePlacement(), body) == ["0", "1", "2", "3", "4"]
+
+
+def test_threads_overlaps_async_calls_of_one_executor_with_each_other_and_with_a_sync_call():
+    async def body(a):
+        event = await a.call("make_event", deadline=20)
+        gate = threading.Event()
+        sync = asyncio.create_task(a.call("hold", gate, deadline=20))
+        waiting = asyncio.create_task(a.call("wait_for", event, deadline=20))
+        await a.call("set", event, deadline=20)
+        assert await waiting == "seen"
+        assert not sync.done()
+        gate.set()
+        assert await sync
+
+    run(InlinePlacement(), body)
+
+
+def test_threads_keeps_one_thread_per_executor():
+    async def body(a, b):
+        return [await h.call("thread", deadline=20) for h in (a, a, b)]
+
+    first, second, other = run(InlinePlacement(), body, "a", "b")
+    assert first == second != other
+
+
+def test_a_call_past_its_deadline_fails_and_names_the_executor_and_the_wait():
+    async def body(a):
+        event = threading.Event()
+        with pytest.raises(DeadlineExceeded, match=r"'a' did not finish in time: count sheep"):
+            await a.call("hold", event, deadline=0.05, what="count sheep")
+        event.set()
+
+    run(InlinePlacement(), body)
+
+
+def test_waits_lists_what_is_open_and_for_how_long():
+    placement = InlinePlacement()
+
+    async def body(a):
+        event = threading.Event()
+        call = asyncio.create_task(a.call("hold", event, deadline=20, what="count sheep"))
+        await asyncio.sleep(0.01)
+        [(name, what, seconds)] = placement.waits()
+        event.set()
+        await call
+        return name, what, seconds > 0, placement.waits()
+
+    assert run(placement, body) == ("a", "count sheep", True, [])
+
+
+def test_a_kill_ends_the_open_calls():
+    placement = InlinePlacement()
+
+    async def body(a):
+        event = threading.Event()
+        call = asyncio.create_task(a.call("hold", event, deadline=20))
+        await asyncio.sleep(0.01)
+        placement.kill("a", "out of memory")
+        with pytest.raises(ExecutorDied, match="out of memory"):
+            await call
+        event.set()
+
+    run(placement, body)
+
+
+# --- serial and virtual -----------------------------------------------------------------------------------------------------
+
+
+def test_serial_runs_on_the_callers_thread_in_order_of_submission():
+    order = []
+
+    async def body(a, b):
+        async def call(handle, i):
+            await handle.call("add", i, deadline=20)
+            order.append(i)
+
+        await asyncio.gather(call(b, 0), call(a, 1), call(b, 2), call(a, 3))
+        return await a.call("thread", deadline=20)
+
+    assert run(InlinePlacement(schedule="serial"), body, "a", "b") == threading.current_thread().name
+    assert order == [0, 1, 2, 3]
+
+
+def test_serial_lets_every_caller_react_before_the_next_call_runs():
+    """Two loops that each call all the time take turns: neither starves."""
+    order = []
+
+    async def body(a, b):
+        async def loop(handle, word):
+            for _ in range(3):
+                await handle.call("add", 1, deadline=20)
+                order.append(word)
+
+        await asyncio.gather(loop(a, "a"), loop(b, "b"))
+
+    run(InlinePlacement(schedule="serial"), body, "a", "b")
+    assert order == ["a", "b"] * 3
+
+
+def test_virtual_delivers_in_order_of_simulated_time():
+    seconds = {("slow", "add"): 10.0, ("fast", "add"): 3.0, ("fast", "note"): 1.5}
+    placement = InlinePlacement(schedule="virtual", duration=lambda e, m: seconds[e, m])
+    seen = []
+
+    async def body(slow, fast):
+        async def call(handle, method, argument):
+            await handle.call(method, argument, deadline=100)
+            seen.append((placement.now(), handle.name, method))
+
+        await asyncio.gather(call(slow, "add", 1), *(call(fast, "add", 1) for _ in range(3)), call(fast, "note", "x"))
+
+    run(placement, body, "slow", "fast")
+    assert seen == [
+        (3.0, "fast", "add"),
+        (6.0, "fast", "add"),
+        (9.0, "fast", "add"),
+        (10.0, "slow", "add"),
+        (10.5, "fast", "note"),
+    ]
+
+
+def test_virtual_overlaps_async_calls():
+    placement = InlinePlacement(schedule="virtual", duration=lambda e, m: 2.0)
+
+    async def body(a):
+        await asyncio.gather(*(a.call("make_event", deadline=100) for _ in range(5)))
+        return placement.now()
+
+    assert run(placement, body) == 2.0
+
+
+def test_virtual_deadlines_hold_on_the_simulated_clock():
+    placement = InlinePlacement(schedule="virtual", duration=lambda e, m: 60.0)
+
+    async def body(a):
+        with pytest.raises(DeadlineExceeded):
+            await a.call("add", 1, deadline=45.0)
+        failed_at = placement.now()
+        await a.call("add", 1, deadline=90.0)
+        return failed_at, placement.now()
+
+    assert run(placement, body) == (45.0, 120.0)
+
+
+def test_virtual_fails_the_call_if_its_duration_cannot_be_had():
+    def duration(executor, method):
+        raise ZeroDivisionError("no such distribution")
+
+    async def body(a):
+        await a.call("add", 1, deadline=9)
+
+    with pytest.raises(ZeroDivisionError):
+        run(InlinePlacement(schedule="virtual", duration=duration), body)
+
+
+def test_virtual_and_durations_go_together():
+    with pytest.raises(ConfigError):
+        InlinePlacement(schedule="virtual")
+    with pytest.raises(ConfigError):
+        InlinePlacement(schedule="serial", duration=lambda e, m: 1.0)
+
+
+# --- record and replay ------------------------------------------------------------------------------------------------------
+
+
+async def entangled(*handles) -> list:
+    """A controller whose arguments depend on the order in which it learns of completions."""
+    seen, total = [], 1
+
+    async def loop(handle):
+        nonlocal total
+        for _ in range(12):
+            result = await handle.call("add", total, deadline=30)
+            await asyncio.sleep(0)
+            total = (total * 31 + result) % 1_000_003
+            seen.append((handle.name, total))
+
+    await asyncio.gather(*(loop(h) for h in handles))
+    return seen
+
+
+def jittered(name: str) -> Worker:
+    """A worker whose calls take random times, so that the order of completions is another in every run."""
+
+    class Jittered(Worker):
+        def add(self, amount: int) -> int:
+            threading.Event().wait(torch.rand(()).item() * 0.004)
+            return super().add(amount)
+
+    return Jittered()
+
+
+def entangled_run(placement: InlinePlacement) -> list:
+    async def main():
+        handles = await placement.spawn([ExecutorSpec(name=n, factory=jittered, args=(n,)) for n in "abc"])
+        try:
+            return await entangled(*handles.values())
+        finally:
+            await placement.stop()
+
+    return asyncio.run(main())
+
+
+def test_a_recorded_run_on_threads_replays_to_the_same_values(tmp_path):
+    record = tmp_path / "order.jsonl"
+    first = entangled_run(InlinePlacement(schedule="threads", record=record))
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert len(lines) == 36
+    assert {(e["executor"], e["number"]) for e in lines} == {(n, i) for n in "abc" for i in range(12)}
+    for _ in range(3):
+        assert entangled_run(InlinePlacement(replay=record)) == first
+
+
+def test_replaying_follows_the_record_and_not_the_order_of_submission(tmp_path):
+    record = tmp_path / "order.jsonl"
+    order = ["c", "a", "b"] * 12
+    numbers = {n: iter(range(12)) for n in "abc"}
+    record.write_text(
+        "".join(
+            json.dumps({"executor": n, "method": "add", "number": next(numbers[n]), "ending": "returned"}) + "\n" for n in order
+        )
+    )
+    assert [name for name, _ in entangled_run(InlinePlacement(replay=record))] == order
+
+
+def test_a_replay_goes_on_serially_after_the_end_of_the_record(tmp_path):
+    record = tmp_path / "order.jsonl"
+    entangled_run(InlinePlacement(schedule="serial", record=record))
+    whole = record.read_text().splitlines(keepends=True)
+    record.write_text("".join(whole[:10]) + '{"executor": "a", "meth')  # killed in the middle of a line
+    assert entangled_run(InlinePlacement(replay=record)) == entangled_run(InlinePlacement(schedule="serial"))
+
+
+def test_deaths_and_missed_deadlines_are_replayed_as_recorded(tmp_path):
+    record = tmp_path / "order.jsonl"
+    event = threading.Event()
+
+    async def story(placement, blocking):
+        events = []
+
+        async def watch():
+            async for name in placement.failures():
+                events.append(("dead", name))
+
+        async def attempt(handle, method, *args, deadline=20.0):
+            try:
+                events.append(("got", await handle.call(method, *args, deadline=deadline)))
+            except (ExecutorDied, DeadlineExceeded) as error:
+                events.append(type(error).__name__)
+
+        async def main():
+            a, b = (await placement.spawn([ExecutorSpec(name=n, factory=Worker) for n in "ab"])).values()
+            watcher = asyncio.create_task(watch())
+            await attempt(a, "add", 1)
+            await attempt(b, "hold", event, deadline=0.05)
+            await attempt(a, "leave")
+            while ("dead", "a") not in events:
+                await asyncio.sleep(0)
+            await attempt(a, "add", 1)
+            event.set()
+            await attempt(b, "add", 4)
+            watcher.cancel()
+            await placement.stop()
+
+        await main()
+        return events
+
+    recorded = asyncio.run(story(InlinePlacement(record=record), True))
+    assert recorded == [("got", 1), "DeadlineExceeded", "ExecutorDied", ("dead", "a"), "ExecutorDied", ("got", 4)]
+    assert asyncio.run(story(InlinePlacement(replay=record), False)) == recorded
+
+
+def test_a_replay_that_asks_for_something_else_says_what(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedules, "PATIENCE", 0.05)
+    record = tmp_path / "order.jsonl"
+    record.write_text('{"executor": "a", "method": "add", "number": 0, "ending": "returned"}\n')
+
+    async def body(a):
+        await a.call("note", "x", deadline=20)
+
+    with pytest.raises(ReplayDiverged, match=r"(?s)a\.note \(0\).*a\.add \(0\)"):
+        run(InlinePlacement(replay=record), body)
+
+
+def test_a_file_that_is_no_record_is_refused(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(RunDirectoryError, match="cannot be read"):
+        InlinePlacement(replay=tmp_path / "x.jsonl")
