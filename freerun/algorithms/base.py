@@ -6,6 +6,7 @@ and the names of the batch columns they read. A recipe imports the module and ca
 Shapes: G trajectories of a group, B of a batch, T action tokens of the longest.
 """
 
+import enum
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
@@ -110,10 +111,12 @@ class AlgorithmConfig(Protocol):
 
 def check(config: Any, rules: Mapping[str, bool]) -> None:
     """Refuse a config, when it is made, that breaks one of `rules` (the rule in words, and whether it holds) or that holds a
-    value which the `Literal` type of its field does not list. Raises `ConfigError`."""
-    values = asdict(config)
-    named = {name: get_args(kind) for name, kind in get_type_hints(type(config)).items() if get_origin(kind) is Literal}
-    listed = {f"{name} is one of {', '.join(choices)}": values[name] in choices for name, choices in named.items()}
+    value which the `Literal` or enum type of its field does not list. Raises `ConfigError`."""
+    values, listed = asdict(config), {}
+    for name, kind in get_type_hints(type(config)).items():
+        choices = get_args(kind) if get_origin(kind) is Literal else tuple(kind) if isinstance(kind, enum.EnumType) else ()
+        if choices:
+            listed[f"{name} is one of {', '.join(choices)}"] = values[name] in choices
     for rule, holds in {**rules, **listed}.items():
         if not holds:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import enum
 import itertools
 import json
 import math
@@ -250,7 +251,8 @@ def test_config_is_frozen_slotted_and_keyword_only(module):
 
 
 def test_a_value_that_no_option_names_is_a_config_error(module):
-    options = [name for name, kind in typing.get_type_hints(module.Config).items() if typing.get_origin(kind) is typing.Literal]
+    hints = typing.get_type_hints(module.Config)
+    options = [n for n, kind in hints.items() if typing.get_origin(kind) is typing.Literal or isinstance(kind, enum.EnumType)]
     for name in options:
         with pytest.raises(ConfigError, match=name):
             module.Config(**{name: "no such option"})

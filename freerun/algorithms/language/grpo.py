@@ -53,7 +53,10 @@ class Config:
 
     def __post_init__(self) -> None:
         rules = {"0 <= clip_low <= 1": 0 <= self.clip_low <= 1, "clip_high >= 0": self.clip_high >= 0}
-        rules |= {"dual_clip > 1": self.dual_clip is None or self.dual_clip > 1, "kl_coefficient >= 0": self.kl_coefficient >= 0}
+        rules |= {
+            "dual_clip > 1": self.dual_clip is None or self.dual_clip > 1,
+            "kl_coefficient >= 0": self.kl_coefficient >= 0,
+        }
         check(self, rules)
 
     def build(self) -> Algorithm:
