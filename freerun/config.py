@@ -91,14 +91,18 @@ def _override_one(config: Any, path: list[str], text: str, full: str, root: Any)
     names = [f.name for f in dataclasses.fields(config)]
     if path[0] not in names:
         raise ConfigError(
-            f"unknown config key '{full}'", given=f"--{full} {text}", expected=f"one of: {nearest(full, flatten(root))}",
+            f"unknown config key '{full}'",
+            given=f"--{full} {text}",
+            expected=f"one of: {nearest(full, flatten(root))}",
             todo="correct the key; `freerun run RECIPE --help` lists all of them",
         )
     value = _read(config, path[0])
     if len(path) > 1 and not _is_config(value):
         raise ConfigError(
-            f"config key '{full}' goes below '{path[0]}', which is not a section", given=f"{path[0]} = {value!r}",
-            expected=f"one of: {nearest(full, flatten(root))}", todo="correct the key",
+            f"config key '{full}' goes below '{path[0]}', which is not a section",
+            given=f"{path[0]} = {value!r}",
+            expected=f"one of: {nearest(full, flatten(root))}",
+            todo="correct the key",
         )
     if len(path) > 1:
         changed = _override_one(value, path[1:], text, full, root)
@@ -132,10 +136,15 @@ def _parse(text: str, kind: Any, path: str) -> Any:
             return kind(text)
     except (ValueError, KeyError):
         raise ConfigError(
-            f"config key '{path}' cannot hold this value", given=repr(text), expected=_describe(kind), todo="give a value of that type",
+            f"config key '{path}' cannot hold this value",
+            given=repr(text),
+            expected=_describe(kind),
+            todo="give a value of that type",
         ) from None
     raise ConfigError(
-        f"config key '{path}' cannot be set from the command line", given=repr(text), expected=_describe(kind),
+        f"config key '{path}' cannot be set from the command line",
+        given=repr(text),
+        expected=_describe(kind),
         todo="set it in a recipe function (docs/architecture.md, 'Recipes')",
     )
 

@@ -211,7 +211,9 @@ class Batch(Mapping[str, Tensor]):
         if unknown:
             raise MissingColumn(
                 f"batch has columns that types.COLUMNS does not define: {', '.join(unknown)}",
-                given=unknown, expected=sorted(COLUMNS), todo="define the column in freerun/types.py",
+                given=unknown,
+                expected=sorted(COLUMNS),
+                todo="define the column in freerun/types.py",
             )
         self._columns = dict(columns)
         self._reader = reader
@@ -220,7 +222,8 @@ class Batch(Mapping[str, Tensor]):
         if name not in self._columns:
             raise MissingColumn(
                 f"{self._reader} reads column '{name}', which this batch does not have",
-                given=sorted(self._columns), expected=f"'{name}' ({COLUMNS[name].meaning})" if name in COLUMNS else name,
+                given=sorted(self._columns),
+                expected=f"'{name}' ({COLUMNS[name].meaning})" if name in COLUMNS else name,
                 todo=f"declare '{name}' in the algorithm's needs, and use a recipe whose actors and rewards produce it",
             )
         return self._columns[name]
