@@ -34,8 +34,8 @@ class Tokenizer(Protocol):
 class LanguageModel:
     """A causal language model in evaluation mode with the tokenizer that belongs to it.
 
-    `context` is the most tokens of prompt and response together. `eos` holds every token that ends a response. `pad` fills unused
-    positions; nothing is ever recognised as padding by its id.
+    `context` is the most tokens of prompt and response together. `eos` holds every token that ends a response. `pad` fills
+    unused positions; nothing is ever recognised as padding by its id.
     """
 
     model: PreTrainedModel
@@ -72,8 +72,8 @@ class ModelConfig(Protocol):
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
-    """The torch dtype that `name` means on `device`. "auto" is bfloat16 where the hardware multiplies it natively, else float32:
-    on a CPU without such instructions bfloat16 products are several times slower than float32 ones.
+    """The torch dtype that `name` means on `device`. "auto" is bfloat16 where the hardware multiplies it natively, else
+    float32: on a CPU without such instructions bfloat16 products are several times slower than float32 ones.
 
     Raises `ConfigError` for another name and for a CUDA device that is not there.
     """
