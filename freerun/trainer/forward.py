@@ -1,0 +1,146 @@
+"""The policy network as the trainer sees it: packs in, log-probs of their action tokens out, weights to publish.
+
+Weights are float32 masters. With bfloat16 compute, matrix products run under autocast (no second copy of the weights, gradients
+arrive in float32); the log-softmax is float32 always.
+
+Shapes: R rows, L positions, D width, U positions that predict, M action tokens, B trajectories, T action tokens of the longest.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from freerun.errors import ConfigError
+from freerun.models.base import resolve_dtype
+from freerun.ops.logprobs import token_logps
+from freerun.trainer.config import TrainerConfig
+from freerun.trainer.packing import Pack
+
+
+class Predictions(NamedTuple):
+    """Log-probs of the action tokens and entropies where they were predicted, float32 [B, T]; 0 on padding."""
+
+    logp_BT: Tensor
+    entropy_BT: Tensor
+
+
+class Policy:
+    """A causal language model with the settings under which log-probs are taken.
+
+    Raises `ConfigError` at construction if the model cannot be used: its logits are not its last hidden states times its output
+    embedding (with a soft cap, if `final_logit_softcapping` says so), or it cannot take the attention mask of a tree.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: TrainerConfig) -> None:
+        self.model, self.body, self.config = model, model.base_model, config
+        self.device = torch.device(config.device)
+        self.dtype = resolve_dtype(config.dtype, config.device)
+        settings = model.config.to_dict()
+        self._softcap: float | None = settings.get("final_logit_softcapping")
+        self._window: int | None = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
+        self._chunk_rows = max(1, config.logit_megabytes * 2**20 // (4 * model.get_output_embeddings().weight.shape[0]))
+        # Dropout would make the trainer disagree with the generator; only the layers that recompute themselves "train".
+        model.eval()
+        if config.checkpoint_activations:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            for module in model.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = True
+        self._check_attention()
+        self._check_head()
+
+    def __call__(self, pack: Pack) -> Predictions:
+        """Gradients flow unless the caller switched them off."""
+        hidden_UD = self._hidden(pack)
+        logp_M, entropy_U = token_logps(
+            hidden_UD,
+            self.model.get_output_embeddings().weight,
+            pack.row_M.to(self.device),
+            pack.token_M.to(self.device),
+            temperature=self.config.temperature,
+            softcap=self._softcap,
+            chunk_rows=self._chunk_rows,
+            dtype=self.dtype,
+        )
+        slot_M, size = pack.slot_M.to(self.device), pack.shape_BT[0] * pack.shape_BT[1]
+        empty = logp_M.new_zeros(size)
+        logp = empty.index_copy(0, slot_M, logp_M)
+        entropy = empty.index_copy(0, slot_M, entropy_U[pack.row_M.to(self.device)])
+        return Predictions(logp.view(pack.shape_BT), entropy.view(pack.shape_BT))
+
+    def _hidden(self, pack: Pack) -> Tensor:
+        if pack.mask_NN is None:
+            mask = None
+        else:
+            self._check_window(pack)
+            # Additive, because every attention implementation that takes a mask takes this one, and it is converted once here
+            # and not in every layer.
+            mask = torch.zeros(pack.mask_NN.shape, dtype=self.dtype, device=self.device)
+            mask = mask.masked_fill_(~pack.mask_NN.to(self.device), torch.finfo(self.dtype).min)[None, None]
+        positions = None if pack.positions_RL is None else pack.positions_RL.to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            hidden_RLD = self.body(
+                input_ids=pack.tokens_RL.to(self.device), attention_mask=mask, position_ids=positions, use_cache=False
+            ).last_hidden_state
+        return hidden_RLD.flatten(0, 1)[pack.predicts_U.to(self.device)]
+
+    def _check_attention(self) -> None:
+        implementation = self.model.config._attn_implementation
+        if self.config.packing == "tree" and implementation not in ("sdpa", "eager"):
+            raise ConfigError(
+                "tree packing needs an attention that takes a mask",
+                given=f"attention '{implementation}'",
+                expected="sdpa or eager",
+                todo="--trainer.packing rows, or load the model with attn_implementation='sdpa'",
+            )
+
+    def _check_window(self, pack: Pack) -> None:
+        # A given mask replaces the model's own, sliding window included; up to the window's length the two are the same.
+        if self._window is not None and int(pack.positions_RL.max()) >= self._window:
+            raise ConfigError(
+                "tree packing cannot keep a sliding attention window",
+                given=f"a trajectory longer than the window of {self._window}",
+                expected="trajectories within the window",
+                todo="--trainer.packing rows",
+            )
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        tokens_RL = torch.arange(1, 9, device=self.device)[None] % self.model.get_input_embeddings().weight.shape[0]
+        logits_LV = self.model(input_ids=tokens_RL, use_cache=False).logits[0].float()
+        hidden_LD = self.body(input_ids=tokens_RL, use_cache=False).last_hidden_state[0]
+        ours_LV = hidden_LD @ self.model.get_output_embeddings().weight.T
+        if self._softcap is not None:
+            ours_LV = (ours_LV / self._softcap).tanh() * self._softcap
+        if not torch.allclose(ours_LV.float(), logits_LV, rtol=1e-3, atol=1e-3):
+            raise ConfigError(
+                f"{type(self.model).__name__} makes its logits in a way that the trainer does not know",
+                given=f"largest difference {float((ours_LV - logits_LV).abs().max()):.3g}",
+                expected="logits = last hidden state @ output embedding, with or without final_logit_softcapping",
+                todo="use another model, or teach freerun/ops/logprobs.py what this one does (a bias? a scale?)",
+            )
+
+
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers under their Hugging Face names; weights that are tied appear once."""
+    weights: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            weights[name] = tensor.detach()
+    return weights
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy `weights` into `model`. Raises `KeyError` or `RuntimeError` if names or shapes differ."""
+    own = named_weights(model)
+    if set(own) != set(weights):
+        raise KeyError(f"names differ: {sorted(set(own) ^ set(weights))[:6]}")
+    for name, tensor in own.items():
+        tensor.copy_(weights[name])
