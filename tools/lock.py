@@ -1,11 +1,11 @@
-"""Write `requirements*.lock`: exact versions of everything that the installed environment uses of what `pyproject.toml` asks for.
+"""Write `requirements*.lock`: exact versions of all that the installed environment uses of what `pyproject.toml` asks for.
 
     .venv/bin/python tools/lock.py          write the files from this environment
     .venv/bin/python tools/lock.py --check  exit 1 if the files and `pyproject.toml` disagree
 
 The lock is installed without dependency resolution, so a package that nothing we use needs is simply not in it. `UNFOLLOWED`
-names the packages whose own requirements are not followed, with the reason. PyTorch has a file of its own because it is installed
-first and with its dependencies: which build (CPU or a CUDA version) depends on the machine and not on this project.
+names the packages whose own requirements are not followed, with the reason. PyTorch has a file of its own because it is
+installed first and with its dependencies: which build (CPU or CUDA) depends on the machine and not on this project.
 """
 
 import argparse

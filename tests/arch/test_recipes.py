@@ -1,0 +1,40 @@
+"""Every recipe that ships builds, and what it says can be dumped, shown and overridden. Nothing here lists recipes."""
+
+import json
+
+import pytest
+
+from freerun import config
+from freerun.recipes import base as recipes
+
+NAMES = recipes.names()
+
+
+def test_recipes_ship() -> None:
+    assert NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_builds_a_complete_config(name: str) -> None:
+    built = recipes.load(name).recipe()
+    assert isinstance(built, recipes.RunConfig)
+    assert built.algorithm.build().terms
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_can_be_dumped_and_each_time_is_the_same(name: str) -> None:
+    text = config.dumps(recipes.load(name).recipe())
+    assert json.loads(text)["_type"].endswith(":RunConfig")
+    assert text == config.dumps(recipes.load(name).recipe())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_of_a_recipe_can_be_overridden_with_its_own_value(name: str) -> None:
+    built = recipes.load(name).recipe()
+    numbers = {key: str(value) for key, value in config.flatten(built).items() if type(value) in (int, float, bool)}
+    assert config.override(built, numbers) == built
+
+
+@pytest.mark.parametrize(("name", "text"), list(recipes.described()))
+def test_every_recipe_says_in_a_line_what_it_shows(name: str, text: str) -> None:
+    assert 20 < len(text) < 400
