@@ -1,7 +1,7 @@
 """The trainer for language models: consumes groups, updates the policy, publishes versions. Blind to the algorithm.
 
-accumulate(groups) ... accumulate(groups)      check, credit; forward and backward of full micro-batches, if they may start early
-finish_step(keep)                              the rest, division by global counts, clipping, AdamW, publication of version v + 1
+One step is `accumulate(groups)`, as often as groups arrive (check, credit; forward and backward of full micro-batches, where
+they may start early), then `finish_step` (the rest; division by global counts, clipping, AdamW; publication of version v + 1).
 """
 
 import copy
@@ -69,9 +69,10 @@ def check(config: TrainerConfig, algorithm: AlgorithmConfig, group_size: int, sa
 
 
 class TrainerExecutor:
-    """Owns the policy, the optimiser and the algorithm's state. `version` is the newest version published, or to be published first.
+    """Owns the policy, the optimiser and the algorithm's state. `version` is the newest one published, or to be published
+    first.
 
-    `directory` is where a batch that made the run diverge is written; None writes nothing.
+    A batch on which the run diverges is written below `directory`; None writes nothing.
     """
 
     def __init__(
@@ -110,8 +111,8 @@ class TrainerExecutor:
     # --- one step ------------------------------------------------------------------------------------------------------------
 
     def start(self) -> WeightsRef:
-        """Publish the current weights: version 0, or the one that was loaded. What `warm_start` taught the optimiser is forgotten,
-        and a reference policy, if the algorithm wants one, is frozen here."""
+        """Publish the current weights: version 0, or the one that was loaded. The optimiser of `warm_start` is forgotten, and a
+        reference policy, if the algorithm wants one, is frozen here."""
         self._warm = None
         if "logp_reference" in self._algorithm.needs and self._reference is None:
             self._reference = Policy(copy.deepcopy(self._policy.model).requires_grad_(False), self._config)
@@ -120,8 +121,8 @@ class TrainerExecutor:
     def accumulate(self, groups: Sequence[Group]) -> AccumulateReport:
         """Take groups of the current step. Where the algorithm allows, micro-batches that are full run now.
 
-        Raises `DataError` or `StaleItem` for groups that must not be trained on, before any of them is; `Diverged` for a loss that
-        is not finite.
+        Raises `DataError` or `StaleItem` for groups that must not be trained on, before any of them is; `Diverged` for a loss
+        that is not finite.
         """
         for group in groups:
             check_group(group, version=self.version, max_lag=self._config.max_lag)
@@ -145,8 +146,9 @@ class TrainerExecutor:
         return AccumulateReport(len(self._groups), len(self._rows))
 
     def finish_step(self, keep: Iterable[int] = ()) -> StepReport:
-        """Finish the step: at least one optimiser step, and version v + 1, published. Versions in `keep` stay readable, those that an
-        earlier step kept and this one does not are let go. Raises `Diverged` for a loss or a gradient that is not finite."""
+        """Finish the step: at least one optimiser step, and version v + 1, published. Versions in `keep` stay readable, those
+        that an earlier step kept and this one does not are let go. Raises `Diverged` for a loss or gradient that is not
+        finite."""
         if self._streams():
             for pack in self._packs(self._rows):
                 self._micro_batch(pack, self._rows, self._sum, before_update=True)
@@ -166,8 +168,8 @@ class TrainerExecutor:
         return StepReport(self.version, ref, metrics | {f"time/{k}": Sum(v) for k, v in seconds.items()}, seconds)
 
     def warm_start(self, pairs: Sequence[tuple[Prompt, str]], algorithm: AlgorithmConfig, lr: float) -> Mapping[str, Metric]:
-        """One supervised step on (prompt, response) pairs, each response closed by the end-of-sequence token, before `start`. It has an
-        optimiser of its own, makes no version, and leaves the algorithm of the run alone. Raises as `accumulate` does."""
+        """One supervised step, before `start`, on (prompt, response) pairs; the end-of-sequence token closes each response. It
+        has an optimiser of its own, makes no version and leaves the algorithm of the run alone. Raises as `accumulate` does."""
         built = algorithm.build()
         check_algorithm(built, frozenset({"mask", "advantage"}))
         if self._warm is None:
@@ -198,8 +200,8 @@ class TrainerExecutor:
         self._publisher.release(version)
 
     def save(self, directory: str | Path) -> None:
-        """Write networks, optimiser, algorithm state, random state and counters as plain files into `directory`. In the middle of a step
-        this saves the moment before it: the step's groups are to be given again."""
+        """Write networks, optimiser, algorithm state, random state and counters as plain files into `directory`. In the middle
+        of a step this saves the moment before it: the step's groups are to be given again."""
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
         files.save_networks(path, self._networks())
@@ -211,8 +213,8 @@ class TrainerExecutor:
         files.save_values(path, "trainer", {**counters, "algorithm": self._state_before_step, "random": random_state})
 
     def load(self, directory: str | Path) -> int:
-        """Go back to what `save` wrote and return its version, which `start` will publish. Raises `CheckpointError` if the files are not
-        all there or do not fit the config."""
+        """Go back to what `save` wrote and return its version, which `start` will publish. Raises `CheckpointError` if the
+        files are not all there or do not fit the config."""
         path = Path(directory)
         values = files.load_values(path, "trainer")
         if values["reference"]:
@@ -290,7 +292,7 @@ class TrainerExecutor:
 
     @torch.no_grad()
     def _add_fixed_columns(self) -> None:
-        """Log-probs that stay the same over all optimiser steps of this batch: those of its first moment and of the reference."""
+        """Log-probs that are the same for all optimiser steps of this batch: those of its first moment and of the reference."""
         policies = {"logp_reference": self._reference}
         if self._config.minibatches * self._config.epochs > 1 and "logp_proximal" in self._algorithm.needs:
             policies["logp_proximal"] = self._policy

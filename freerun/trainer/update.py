@@ -47,7 +47,7 @@ def check_algorithm(algorithm: Algorithm, produced: frozenset[str]) -> None:
     for what, (wanted, known) in asked.items():
         if missing := sorted(set(wanted) - set(known)):
             raise ConfigError(
-                f"algorithm '{algorithm.name}' asks for {what} that the language model trainer does not have: {', '.join(missing)}",
+                f"algorithm '{algorithm.name}' asks for {what} that this trainer does not have: {', '.join(missing)}",
                 given=missing,
                 expected=f"some of: {', '.join(sorted(known)) or 'none'}",
                 todo="use another algorithm or trainer",
@@ -57,8 +57,8 @@ def check_algorithm(algorithm: Algorithm, produced: frozenset[str]) -> None:
 class GradientSum:
     """The gradient of one optimiser step, as it adds up in `.grad` over micro-batches.
 
-    `counts` are the global denominators by term, if they are known; without them (terms must share one), `divisor` is the number by
-    which the gradient has to be divided in the end.
+    `counts` are the global denominators by term, if they are known; without them (terms must share one), `divisor` is the
+    number by which the gradient has to be divided in the end.
     """
 
     def __init__(self, algorithm: Algorithm, terms: Sequence[Term], state: State, counts: Mapping[str, float] | None) -> None:
