@@ -122,8 +122,8 @@ def test_grpo_stops_the_gradient_of_tokens_that_moved_far_enough():
 
 def test_grpo_clips_low_and_high_separately():
     batch = batch_of([1.0, -1.0], logp_behaviour=log(0.4, 0.4))
-    assert slopes(grpo.Config(clip_low=0.3, clip_high=0.28), log(0.5, 0.3), batch)[0] == pytest.approx([-1.25, 0.75])
-    assert slopes(grpo.Config(clip_low=0.2, clip_high=0.2), log(0.5, 0.3), batch)[0] == [0.0, 0.0]
+    assert slopes(grpo.Config(clip_low=0.3, clip_high=0.1), log(0.5, 0.3), batch)[0] == pytest.approx([0.0, 0.75])
+    assert slopes(grpo.Config(clip_low=0.1, clip_high=0.3), log(0.5, 0.3), batch)[0] == pytest.approx([-1.25, 0.0])
 
 
 def test_grpo_credit_is_the_z_score_or_the_centred_reward(tools):
