@@ -224,7 +224,7 @@ class Admission:
 
     def audit(self) -> None:
         """Recount everything from the items and the ledger. Raises `IllegalTransition` if the books do not balance."""
-        live = Counter(entry.state for entry in self.items.values() if entry.state != State.TRAINED)
+        live: Counter[str] = Counter(entry.state for entry in self.items.values() if entry.state != State.TRAINED)
         ended = list(self.ledger.ended())
         ids = [*ended, *(i for i, entry in self.items.items() if entry.state != State.TRAINED)]
         history = Ledger(self.ledger.trained, self.ledger.dropped)

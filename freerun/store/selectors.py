@@ -21,16 +21,18 @@ PENDING, READY, TAKEN = "pending", "ready", "taken"
 
 
 class Selector(Protocol):
-    """One consumer's view of a table's keys."""
+    """One consumer's view of a table's keys. Selectors that do not care about order inherit `add` and `take`."""
 
     def add(self, key: int) -> None:
         """`key` is in the table, not yet ready."""
+        return None
 
     def ready(self, key: int, priority: float) -> None:
         """`key` may be selected from now on; on a key that is ready already, changes its priority."""
 
     def take(self, key: int) -> None:
         """The consumer has used `key` up."""
+        self.discard(key)
 
     def discard(self, key: int) -> None:
         """`key` leaves the table, ready or not, used or not. Does nothing if it is gone already."""
@@ -136,23 +138,17 @@ class Uniform:
         return UniformSelector(state or ())
 
 
-class UniformSelector:
+class UniformSelector(Selector):
     """A list in which the last key fills the hole that a leaving one makes: every operation takes constant time."""
 
     def __init__(self, keys: Iterable[int] = ()) -> None:
         self._keys = list(keys)
         self._place = {key: i for i, key in enumerate(self._keys)}
 
-    def add(self, key: int) -> None:
-        pass
-
     def ready(self, key: int, priority: float) -> None:
         if key not in self._place:
             self._place[key] = len(self._keys)
             self._keys.append(key)
-
-    def take(self, key: int) -> None:
-        self.discard(key)
 
     def discard(self, key: int) -> None:
         if key in self._place:
@@ -185,33 +181,19 @@ class Recency:
         return RecencySelector(self.last, state or ())
 
 
-class RecencySelector:
-    """Keys in the order in which they became ready. A draw walks back from the newest, `last` keys at most."""
+class RecencySelector(UniformSelector):
+    """The places are a dict, so they are in the order in which keys became ready. A draw walks back from the newest."""
 
     def __init__(self, last: int, keys: Iterable[int] = ()) -> None:
-        self._last, self._keys = last, dict.fromkeys(keys)
-
-    def add(self, key: int) -> None:
-        pass
-
-    def ready(self, key: int, priority: float) -> None:
-        self._keys[key] = None
-
-    def take(self, key: int) -> None:
-        self.discard(key)
-
-    def discard(self, key: int) -> None:
-        self._keys.pop(key, None)
+        super().__init__(keys)
+        self._last = last
 
     def select(self, rng: random.Random) -> tuple[int, float]:
-        num = min(self._last, len(self._keys))
-        return next(itertools.islice(reversed(self._keys), rng.randrange(num), None)), 1.0 / num
-
-    def num_ready(self, limit: int) -> int:
-        return min(limit, len(self._keys))
+        num = min(self._last, len(self._place))
+        return next(itertools.islice(reversed(self._place), rng.randrange(num), None)), 1.0 / num
 
     def state(self) -> list[int]:
-        return list(self._keys)
+        return list(self._place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +210,12 @@ class Prioritised:
         return PrioritisedSelector(self.exponent, state or ())
 
 
-class PrioritisedSelector:
+class PrioritisedSelector(Selector):
     """A tree of sums over the keys' weights: a change or a draw takes the logarithm of their number.
 
-    Node `i` holds the sum of nodes `2i` and `2i + 1`; leaves begin at `width`, and a new key goes to the first free one. A sum is always made anew from its two parts, so
-    rounding does not build up. Raises `DataError` for a priority whose weight is not a positive, finite number.
+    Node `i` holds the sum of nodes `2i` and `2i + 1`; leaves begin at `width`, and a new key goes to the first free one. A sum
+    is always made anew from its two parts, so rounding does not build up. Raises `DataError` for a priority whose weight is
+    not a positive, finite number.
     """
 
     def __init__(self, exponent: float, leaves: Iterable[tuple[int, float] | None] = ()) -> None:
@@ -248,9 +231,6 @@ class PrioritisedSelector:
             else:
                 self._put(i, *leaf)
 
-    def add(self, key: int) -> None:
-        pass
-
     def ready(self, key: int, priority: float) -> None:
         weight = priority**self._exponent if priority > 0 else 0.0
         if not (weight > 0 and math.isfinite(weight)):
@@ -260,9 +240,6 @@ class PrioritisedSelector:
             self._free.append(len(self._keys))
             self._keys.append(None)
         self._put(self._place[key] if key in self._place else heapq.heappop(self._free), key, weight)
-
-    def take(self, key: int) -> None:
-        self.discard(key)
 
     def discard(self, key: int) -> None:
         if key in self._place:

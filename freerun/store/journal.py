@@ -1,0 +1,157 @@
+"""The journal: every item that was finished or dropped, on disk from the moment at which it was.
+
+The file begins with a line that names the format. Then come frames: length of the body, CRC of the body, CRC of these two (4
+bytes each, little-endian), and the body, which is a line of JSON and the payload in the caller's own encoding. A record is
+appended before the store learns of it, so what the store holds is always in the file. A write that a crash cut short leaves a
+torn tail, which opening cuts off, saying so; damage anywhere else is an error.
+"""
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from freerun.errors import CheckpointError
+
+MAGIC = b"freerun journal 1\n"
+_FRAME = struct.Struct("<III")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """How an item ended its way to the store: finished, with the `payload` and the `oldest` version in it, or dropped for a
+    `reason`, which is empty if it was finished."""
+
+    item: int
+    uid: str
+    oldest: int = -1
+    reason: str = ""
+    payload: bytes = b""
+
+
+class Journal:
+    """An append-only file of records, made if it is not there.
+
+    At most `fsync_every - 1` records are lost when the machine goes down (0: the operating system decides); the death of the
+    process alone loses none. `cut` says what was torn off at opening, or is empty. Raises `CheckpointError` if the file is
+    no journal, is damaged before its end, or cannot be written.
+    """
+
+    def __init__(self, path: Path, *, fsync_every: int = 1) -> None:
+        self.path, self.fsync_every, self.cut = path, fsync_every, ""
+        self._unsynced = 0
+        if not path.exists() or path.stat().st_size < len(MAGIC):
+            path.write_bytes(MAGIC)
+            _flush_directory(path.parent)
+        self._end = len(MAGIC)
+        for _, end in self._frames():
+            self._end = end
+        torn = path.stat().st_size - self._end
+        self._file = path.open("r+b", buffering=0)
+        if torn:
+            self.cut = f"{torn} bytes of a record whose writing the end of the last run cut short"
+            self._file.truncate(self._end)
+        self._file.seek(self._end)
+        self.flush()
+
+    def finished(self, item: int, uid: str, oldest: int, payload: bytes) -> None:
+        """Append this before `Admission.finish`."""
+        self._append(Record(item=item, uid=uid, oldest=oldest, payload=payload))
+
+    def dropped(self, item: int, uid: str, reason: str) -> None:
+        """Append this with `Admission.drop`, so that a recovery drops the item again instead of trying it once more."""
+        self._append(Record(item=item, uid=uid, reason=reason))
+
+    def records(self) -> Iterator[Record]:
+        """Every record, oldest first. Of an item that has several, the last one counts."""
+        for body, _ in self._frames():
+            head, _, payload = body.partition(b"\n")
+            yield Record(**json.loads(head), payload=payload)
+
+    def compact(self, keep: Callable[[int], bool]) -> None:
+        """Leave only the records of items for which `keep` is true, in one atomic step. An item may go when it has ended in the
+        *oldest* checkpoint to which a resume could fall back: `keep = recovery.needed_by(its admission state)`."""
+        fresh = self.path.with_name(self.path.name + ".compacting")
+        fresh.unlink(missing_ok=True)
+        other = Journal(fresh, fsync_every=0)
+        for record in self.records():
+            if keep(record.item):
+                other._append(record)
+        other.flush()
+        fresh.replace(self.path)
+        _flush_directory(self.path.parent)
+        self._file.close()
+        self._file, self._end = other._file, other._end
+
+    def flush(self) -> None:
+        """Return when everything appended is on the disk."""
+        os.fsync(self._file.fileno())
+        self._unsynced = 0
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, record: Record) -> None:
+        head = {"item": record.item, "uid": record.uid, "oldest": record.oldest, "reason": record.reason}
+        body = json.dumps(head).encode() + b"\n" + record.payload
+        frame = struct.pack("<II", len(body), zlib.crc32(body))
+        data = frame + struct.pack("<I", zlib.crc32(frame)) + body
+        try:
+            written = self._file.write(data)
+            if written != len(data):
+                raise OSError(f"only {written} of {len(data)} bytes were written")
+            self._unsynced += 1
+            if self.fsync_every and self._unsynced >= self.fsync_every:
+                self.flush()
+        except OSError as error:
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+            raise CheckpointError(f"item {record.item} could not be written to the journal", given=f"{self.path}: {error}",
+                                  expected="room and permission to write", todo="make room, then `freerun resume`") from error
+        self._end += len(data)
+
+    def _frames(self) -> Iterator[tuple[bytes, int]]:
+        """Whole frames as (body, offset of the end); stops before a torn one."""
+        with self.path.open("rb") as file:
+            size, end = os.fstat(file.fileno()).st_size, len(MAGIC)
+            if file.read(end) != MAGIC:
+                raise self._damage(0, "it does not begin as a journal does")
+            while size - end >= _FRAME.size:
+                header = file.read(_FRAME.size)
+                length, body_crc, header_crc = _FRAME.unpack(header)
+                if zlib.crc32(header[:8]) != header_crc:
+                    if any(header) or _any_byte(file):
+                        raise self._damage(end, "a frame's header is not what was written")
+                    return
+                end += _FRAME.size + length
+                if end > size:
+                    return
+                body = file.read(length)
+                if zlib.crc32(body) != body_crc:
+                    if end < size and _any_byte(file):
+                        raise self._damage(end - length, "a record is not what was written, and others follow it")
+                    return
+                yield body, end
+
+    def _damage(self, offset: int, what: str) -> CheckpointError:
+        return CheckpointError(
+            "the journal is damaged", given=f"{self.path}, byte {offset}: {what}", expected="a journal, whole but for its end",
+            todo="restore the file, or remove it: what was finished since the checkpoint is then generated again",
+        )
+
+
+def _any_byte(file: BinaryIO) -> bool:
+    """Whether anything but zeros follows: a file system may have made a file longer and died before it wrote the bytes."""
+    return any(any(chunk) for chunk in iter(lambda: file.read(1 << 20), b""))
+
+
+def _flush_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
