@@ -187,7 +187,7 @@ class Controller:
             prompt = self.prompts.at(self.cursor)
             item = self.admission.admit(prompt.uid)
             if item is None:
-                return
+                break
             self.cursor += 1
             self.active[item] = Active(prompt=prompt, seed=stream_seed(self.seed, item))
             self.order(item)
