@@ -52,7 +52,7 @@ def unpacked(file: Path) -> Path:
     """A folder with the weights of `file` in float32 safetensors, its config and its tokenizer.
 
     Made at the first call, which takes about half a minute for 135M parameters, and found again by the content of `file` and
-    the version of transformers. The folder appears whole or not at all, and two processes that ask at the same time make it once.
+    the version of transformers. The folder appears whole or not at all; two processes that ask at the same time make it once.
     """
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]

@@ -68,8 +68,10 @@ class Config:
     """The characters it reads and writes, each one once."""
 
     def build(self, *, dtype: str = "auto", device: str = "cpu", seed: int = 0) -> LanguageModel:
-        """Random weights that depend on `seed` alone; torch's own random state is as before. Raises `ConfigError` for sizes that
-        do not divide and for an alphabet that repeats a character."""
+        """Random weights that depend on `seed` alone; torch's own random state is as before.
+
+        Raises `ConfigError` for sizes that do not divide and for an alphabet that repeats a character.
+        """
         self._check()
         tokenizer = CharTokenizer(self.alphabet)
         sizes = LlamaConfig(
