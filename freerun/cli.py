@@ -20,9 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from freerun import config as configs
-from freerun.errors import CheckpointError, ConfigError, FreerunError, RunDirectoryError
+from freerun.checkpoint import Checkpoints
+from freerun.errors import ConfigError, FreerunError, RunDirectoryError
 from freerun.metrics import Fanout, Sink
-from freerun.watch.rundir import RunDirectory
+from freerun.recipes import base as recipes
+from freerun.recipes.base import RunConfig
+from freerun.rundir import RunDirectory
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
@@ -91,21 +94,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from freerun.recipes.base import described
-
     _nothing_left(rest)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("recipe", no_wrap=True)
     table.add_column("what it shows")
-    for name, text in described():
+    for name, text in recipes.described():
         table.add_row(name, text)
     Console().print(table)
     return 0
 
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from freerun.recipes import base as recipes
-
     if arguments.recipe is None:
         if arguments.help:
             Console().print(
@@ -124,7 +123,8 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         return 0
     stem = Path(arguments.recipe).stem
     directory = Path(arguments.dir or Path(config.records.directory) / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}")
-    return _train(config, arguments.recipe, changes, directory, plain=arguments.plain, resume=False)
+    record = {"recipe": arguments.recipe, "overrides": changes, "config": configs.dump(config)}
+    return _train(config, arguments.recipe, RunDirectory.create(directory, record), None, plain=arguments.plain)
 
 
 def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -133,13 +133,21 @@ def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
     _nothing_left(rest)
     config, stored = _stored(arguments.dir)
     refuse_other_config(stored["config"], config)
-    return _train(config, stored["recipe"], stored["overrides"], arguments.dir, plain=arguments.plain, resume=True)
+    checkpoint = _newest(arguments.dir)
+    step = int(checkpoint.name.removeprefix("step-"))
+    return _train(config, stored["recipe"], RunDirectory.resume(arguments.dir, step), checkpoint, plain=arguments.plain)
+
+
+def _newest(directory: Path) -> Path:
+    """The newest whole checkpoint of a run; says which ones were passed over."""
+    checkpoint, passed = Checkpoints(directory / "checkpoints").newest_whole()
+    for reason in passed:
+        Console(stderr=True).print(f"passed over a damaged checkpoint: {reason}", markup=False)
+    return checkpoint
 
 
 def _stored(directory: Path) -> tuple:
     """The config of an existing run directory, rebuilt from its recipe and overrides, and the stored record."""
-    from freerun.recipes import base as recipes
-
     path = directory / "config.json"
     if not path.is_file():
         raise RunDirectoryError(
@@ -152,22 +160,28 @@ def _stored(directory: Path) -> tuple:
     return configs.override(recipes.load(stored["recipe"]).recipe(), stored["overrides"]), stored
 
 
-def _train(config: object, recipe: str, changes: dict[str, str], directory: Path, *, plain: bool, resume: bool) -> int:
+def _train(config: RunConfig, recipe: str, files: RunDirectory, checkpoint: Path | None, *, plain: bool) -> int:
     from freerun.launch import launch
     from freerun.watch.report import write_report
-    from freerun.watch.terminal import TerminalView
+    from freerun.watch.terminal import Terminal
 
-    record = {"recipe": recipe, "overrides": changes, "config": configs.dump(config)}
-    with RunDirectory(directory, config=record, resume=resume) as files:
-        view = TerminalView(title=recipe, plain=plain)
-        sinks: list[Sink] = [files, view, *_optional_sinks(config, directory)]
-        fanout = Fanout(sinks)
-        try:
-            outcome = asyncio.run(launch(config, directory, fanout, resume=resume, began=files.elapsed))
-        finally:
-            fanout.close()
-            report = write_report(directory)
-        view.finish(outcome.evaluations, directory, report, finished=outcome.finished)
+    directory = files.path
+    console = Console(force_terminal=False if plain else None)
+    view = Terminal(recipe, run_dir=directory, report=directory / "report.html", began=files.elapsed, console=console)
+    sinks = Fanout([files, *_optional_sinks(config, directory), view])
+    try:
+        outcome = asyncio.run(launch(config, directory, sinks, checkpoint=checkpoint, began=files.elapsed))
+        files.finish("finished" if outcome.finished else "interrupted")
+    except BaseException as error:
+        files.finish("failed", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        sinks.close()
+        write_report(directory)
+    if not outcome.finished:
+        console.print(
+            f"stopped at step {outcome.step} of {outcome.total_steps}; go on with: freerun resume {directory}", markup=False
+        )
     return 0 if outcome.finished else EXIT_INTERRUPTED
 
 
@@ -176,15 +190,8 @@ def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     _nothing_left(rest)
     config, _ = _stored(arguments.dir)
-    if not list((arguments.dir / "checkpoints").glob("step-*")):
-        raise CheckpointError(
-            "nothing to evaluate",
-            given=arguments.dir / "checkpoints",
-            expected="a checkpoint",
-            todo="let the run reach its end or its first checkpoint",
-        )
-    outcome = asyncio.run(launch(config, arguments.dir, Fanout([]), evaluate_only=arguments.problems))
-    result = outcome.evaluations[-1]
+    work = launch(config, arguments.dir, Fanout([]), checkpoint=_newest(arguments.dir), evaluate_only=arguments.problems)
+    result = asyncio.run(work).evaluations[-1]
     Console().print(f"held-out accuracy {result.accuracy:.1%} on {result.count} problems (policy version {result.newest})")
     return 0
 
@@ -197,7 +204,7 @@ def _report(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _optional_sinks(config: object, directory: Path) -> list[Sink]:
+def _optional_sinks(config: RunConfig, directory: Path) -> list[Sink]:
     sinks: list[Sink] = []
     if config.records.tensorboard:
         from freerun.watch.tensorboard import TensorBoardSink
@@ -232,7 +239,7 @@ def _nothing_left(rest: Sequence[str]) -> None:
         )
 
 
-def _show_keys(name: str, config: object) -> None:
+def _show_keys(name: str, config: RunConfig) -> None:
     table = Table(
         box=None, pad_edge=False, header_style="bold", title=f"freerun run {name}: keys and values", title_justify="left"
     )

@@ -4,6 +4,7 @@ Used by the command line; a script may call `launch(config, ...)` itself.
 """
 
 import asyncio
+import importlib
 import importlib.util
 import os
 import signal
@@ -22,7 +23,6 @@ from freerun.placement.inline import InlinePlacement
 from freerun.recipes.base import RunConfig
 from freerun.rewards.pool import RewarderExecutor
 from freerun.trainer.trainer import TrainerExecutor, check
-from freerun.weights import inprocess, shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,20 @@ class Outcome:
 
 
 async def launch(
-    config: RunConfig, run_dir: Path, sinks: Sink, *, resume: bool = False, evaluate_only: int = 0, began: float = 0.0
+    config: RunConfig,
+    run_dir: Path,
+    sinks: Sink,
+    *,
+    checkpoint: Path | None = None,
+    evaluate_only: int = 0,
+    began: float = 0.0,
 ) -> Outcome:
     """Run `config` to its end, writing checkpoints below `run_dir`.
 
-    With `resume`, go on from the newest whole checkpoint. With `evaluate_only`, load it, evaluate that many held-out problems
-    and return. Everything started here has ended when this returns or raises.
+    With `checkpoint`, go on from it; with `evaluate_only` as well, evaluate that many held-out problems on it and return.
+    Everything started here has ended when this returns or raises.
     """
-    check(config.trainer, config.algorithm, config.control.group_size)
+    check(config.trainer, config.algorithm, config.control.group_size, config.sampling)
     task = config.task.build()
     kind = placement_kind(config.placement.kind)
     placement = await _placement(config, kind, run_dir)
@@ -68,14 +74,13 @@ async def launch(
             began=began,
         )
         with _signals(controller):
-            if resume or evaluate_only:
-                checkpoint, passed = checkpoints.newest_whole()
+            if checkpoint is not None:
                 await controller.tracker.call(
                     handles["trainer"],
                     "load",
                     str(checkpoint / "trainer"),
                     what="checkpoint",
-                    doing=f"loading {checkpoint.name}" + "".join(f"; passed over {p}" for p in passed),
+                    doing=f"loading {checkpoint.name}",
                 )
                 if not evaluate_only:
                     restore_controller(controller, checkpoint)
@@ -184,9 +189,7 @@ def transports(config: RunConfig, kind: str, run_dir: Path) -> tuple:
             expected="placement monarch",
             todo="--placement.kind monarch, or --weights.transport auto",
         )
-    module = {"inprocess": inprocess, "shared": shared}.get(name)
-    if module is None:
-        from freerun.weights import monarch as module
+    module = importlib.import_module(f"freerun.weights.{name}")
     dtype = config.generator.dtype if config.weights.dtype == "auto" else config.weights.dtype
     return module.publisher(dtype=dtype, checksum=config.weights.verify), module.subscriber()
 
