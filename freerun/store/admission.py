@@ -61,12 +61,14 @@ class State(enum.StrEnum):
 
 @dataclass(slots=True)
 class Item:
-    """What is known of an item that holds a slot. `admitted` is the version published when it was admitted; `oldest` the oldest
-    version that produced any part of it, -1 until it is finished; `failures` counts failed attempts."""
+    """What is known of an item that holds a slot. `admitted` is the version that was published when it was admitted, `least`
+    the oldest one with which the bound holds (never above `admitted`), `oldest` the oldest that produced any part of it, -1
+    until it is finished; `failures` counts failed attempts."""
 
     uid: str
     state: State
     admitted: int
+    least: int
     oldest: int = -1
     failures: int = 0
 
@@ -112,7 +114,8 @@ class Admission:
         if not self.free_slots:
             return None
         item, self.next_item = self.next_item, self.next_item + 1
-        self.items[item] = Item(uid, State.WAITING, self.published_version)
+        least = (item - self._counts["dropped"]) // self.batch - self.max_lag
+        self.items[item] = Item(uid, State.WAITING, self.published_version, least)
         self._counts.update((State.WAITING, "admitted"))
         self._order.add(item)
         return item
@@ -153,7 +156,7 @@ class Admission:
         than the bound allows here. Its versions may be newer than any published one: those updates were lost, while the
         log-probs that training corrects with were not."""
         entry = self._at(item, "recall", State.WAITING)
-        if oldest_version < entry.admitted:
+        if oldest_version < entry.least:
             return False
         self._store(item, entry, oldest_version)
         return True
@@ -237,12 +240,12 @@ class Admission:
             )
 
     def state(self) -> dict[str, Any]:
-        """Everything, JSON-able; belongs into the checkpoint of the trainer's version `trainer_version`."""
+        """A snapshot of everything, JSON-able; it belongs into the checkpoint of the trainer at `trainer_version`."""
         return {
             "batch": self.batch, "max_lag": self.max_lag, "window": self.window, "retries": self.retries,
             "trainer_version": self.trainer_version, "published_version": self.published_version, "next_item": self.next_item,
             "items": {str(i): asdict(entry) for i, entry in self.items.items()}, "order": self._order.state(),
-            "unpublished": {str(v): items for v, items in self._unpublished.items()},
+            "unpublished": {str(v): list(items) for v, items in self._unpublished.items()},
             "failures": dict(self.failures), "ledger": self.ledger.state(),
         }
 

@@ -16,8 +16,8 @@ class Ledger:
     """
 
     def __init__(self, trained: Mapping[int, Runs] | None = None, dropped: Mapping[str, Runs] | None = None) -> None:
-        self.trained: dict[int, Runs] = {v: [list(run) for run in runs] for v, runs in (trained or {}).items()}
-        self.dropped: dict[str, Runs] = {r: [list(run) for run in runs] for r, runs in (dropped or {}).items()}
+        self.trained = {version: _copy(runs) for version, runs in (trained or {}).items()}
+        self.dropped = {reason: _copy(runs) for reason, runs in (dropped or {}).items()}
         self.num_trained = sum(map(_length, self.trained.values()))
         self.num_dropped = Counter({reason: _length(runs) for reason, runs in self.dropped.items()})
 
@@ -47,7 +47,9 @@ class Ledger:
                 yield from range(first, last + 1)
 
     def state(self) -> dict[str, Any]:
-        return {"trained": {str(v): runs for v, runs in self.trained.items()}, "dropped": self.dropped}
+        """A snapshot, JSON-able."""
+        return {"trained": {str(version): _copy(runs) for version, runs in self.trained.items()},
+                "dropped": {reason: _copy(runs) for reason, runs in self.dropped.items()}}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Ledger":
@@ -60,6 +62,10 @@ def _extend(runs: Runs, items: Iterable[int]) -> None:
             runs[-1][1] = item
         else:
             runs.append([item, item])
+
+
+def _copy(runs: Runs) -> Runs:
+    return [list(run) for run in runs]
 
 
 def _length(runs: Runs) -> int:

@@ -7,7 +7,7 @@ that can be, and a table refuses to be made that way. Pacing both sides by one r
 
 import sys
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 UNLIMITED = sys.maxsize
 
@@ -22,7 +22,12 @@ class Level(NamedTuple):
 
 
 class Limiter(Protocol):
-    """A frozen dataclass. `need` is the backlog that its consumer waits for."""
+    """A frozen dataclass. `batch` is the number of draws that its consumer waits for, `need` the backlog that takes."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def batch(self) -> int: ...
 
     @property
     def need(self) -> int: ...

@@ -29,7 +29,7 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from freerun.errors import ConfigError, IllegalTransition
@@ -88,6 +88,12 @@ class TableConfig:
                                 + ", ".join(finite))
         if self.remover is None and finite and sum(c.limiter.need - 1 for c in finite.values()) >= self.capacity:
             raise self._refusal(f"{self.capacity} items can be spread over the consumers so that none has what it waits for")
+
+    def refuse_batch(self, consumer: str, batch: int) -> None:
+        """Raises `ConfigError` if the table could wait for ever once `consumer` waits for `batch` draws at a time."""
+        settings = self.consumers[consumer]
+        limiter = replace(settings.limiter, batch=max(batch, settings.limiter.batch))
+        replace(self, consumers={**self.consumers, consumer: replace(settings, limiter=limiter)})
 
     def _refusal(self, why: str) -> ConfigError:
         return ConfigError(f"table '{self.name}' could wait for ever", given=why,
@@ -219,10 +225,10 @@ class Table:
     # --- checkpoints ---------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """The whole index, JSON-able; the values of columns are the caller's to keep."""
+        """A snapshot of the whole index, JSON-able; the values of columns are the caller's to keep."""
         return {
             "last_key": self._last_key, "counts": dict(self.counts), "rng": self._rng.getstate(),
-            "entries": [[k, e.version, e.priority, sorted(e.columns), e.used] for k, e in self._entries.items()],
+            "entries": [[k, e.version, e.priority, sorted(e.columns), dict(e.used)] for k, e in self._entries.items()],
             "selectors": {name: selector.state() for name, selector in self._selectors.items()},
             "remover": self._remover.state() if self._remover is not None else None,
         }
