@@ -88,6 +88,8 @@ class Algorithm:
     terms      losses, in the order in which they are applied
     needs      batch columns that the terms read; checked at start-up and again at every read
     group_baseline   True if `credit` compares siblings, so that a group of one carries no signal
+    advantage_gates  True if every loss and its gradient is 0 where the advantage is 0: the trainer may then count such
+               trajectories in the denominators without computing them
     targets    pairs of online and target networks
     init       the initial state
     events     named moments ("batch_start", "optimizer_step", "iteration_end") to pure state updates
@@ -98,6 +100,7 @@ class Algorithm:
     terms: tuple[Term, ...]
     needs: frozenset[str]
     group_baseline: bool = False
+    advantage_gates: bool = False
     targets: tuple[Target, ...] = ()
     init: Callable[[], State] = _no_state
     events: Mapping[str, Callable[[State, Mapping[str, Metric]], State]] = field(default_factory=dict)

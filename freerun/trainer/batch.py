@@ -13,7 +13,7 @@ from torch import Tensor
 from freerun.algorithms.base import Algorithm, State
 from freerun.errors import DataError, StaleItem
 from freerun.ops.ratios import lag_counts
-from freerun.types import Batch, Group, Histogram, Max, Mean, Metric, Stop, Sum, Trajectory
+from freerun.types import Batch, Group, Histogram, Max, Mean, Metric, Stop, Sum, Trajectory, merge_all
 
 PRODUCED = frozenset(
     {"mask", "logp_behaviour", "logp_proximal", "logp_reference", "version", "lag", "advantage", "reward", "group"}
@@ -82,6 +82,12 @@ def rows_of(group: Group, index: int, algorithm: Algorithm, state: State, *, ver
     return rows, state
 
 
+def split_silent(rows: Sequence[Row], algorithm: Algorithm) -> tuple[list[Row], list[Row]]:
+    """Rows to compute, and rows whose losses the algorithm declares to be 0, which only count."""
+    silent = [algorithm.advantage_gates and not bool(row.per_token["advantage"].any()) for row in rows]
+    return [r for r, s in zip(rows, silent, strict=True) if not s], [r for r, s in zip(rows, silent, strict=True) if s]
+
+
 def demonstration_rows(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Row]:
     """Rows for supervised training from pairs of prompt tokens and response tokens."""
     rows = []
@@ -119,12 +125,12 @@ def data_metrics(groups: Sequence[Group], rows: Sequence[Row]) -> dict[str, Metr
         "tokens/trained": Sum(sum(lengths)),
         **{f"response/stop/{stop}": Mean(sum(t.stop == stop for t in trajectories), len(trajectories)) for stop in Stop},
     }
-    for group in groups:
-        for reward in group.rewards:
-            for name, value in reward.parts.items():
-                seen = metrics.get(f"reward/{name}", Mean(0.0, 0.0))
-                metrics[f"reward/{name}"] = Mean(seen.total + value, seen.count + 1)
-    return metrics | _token_metrics(rows)
+    parts: list[Mapping[str, Metric]] = [
+        {f"reward/{name}": Mean(value, 1) for name, value in reward.parts.items()}
+        for group in groups
+        for reward in group.rewards
+    ]
+    return merge_all(parts) | metrics | _token_metrics(rows)
 
 
 def _token_metrics(rows: Sequence[Row]) -> dict[str, Metric]:

@@ -61,7 +61,9 @@ class GradientSum:
     number by which the gradient has to be divided in the end.
     """
 
-    def __init__(self, algorithm: Algorithm, terms: Sequence[Term], state: State, counts: Mapping[str, float] | None) -> None:
+    def __init__(
+        self, algorithm: Algorithm, terms: Sequence[Term], state: State, counts: Mapping[str, float] | None = None
+    ) -> None:
         self._algorithm, self._terms, self._state, self._counts = algorithm, terms, state, counts
         self._seen: dict[str, float] = dict.fromkeys((term.name for term in terms), 0.0)
         self._records: list[Mapping[str, Metric]] = []
@@ -70,6 +72,13 @@ class GradientSum:
     @property
     def divisor(self) -> float:
         return 1.0 if self._counts is not None or not self._seen else max(1.0, next(iter(self._seen.values())))
+
+    def add_silent(self, batch: Batch) -> None:
+        """Count trajectories whose loss is known to be 0 without computing it."""
+        for term in self._terms:
+            share = float(count(batch[term.mask], term.reduction))
+            self._seen[term.name] += share
+            self._records.append({f"loss/{term.name}": Mean(0.0, share)})
 
     def metrics(self) -> dict[str, Metric]:
         """What the terms and the ratios of all micro-batches so far add up to."""
@@ -100,22 +109,21 @@ class GradientSum:
         return total
 
 
-def global_counts(terms: Sequence[Term], batches: Iterable[Batch]) -> dict[str, float]:
+def global_counts(terms: Sequence[Term], batch: Batch) -> dict[str, float]:
     """The denominator of each term over a whole step; masks are data, so no forward pass is needed."""
-    counts = dict.fromkeys((term.name for term in terms), 0.0)
-    for batch in batches:
-        for term in terms:
-            counts[term.name] += float(count(batch[term.mask], term.reduction))
-    return counts
+    return {term.name: float(count(batch[term.mask], term.reduction)) for term in terms}
 
 
 @torch.no_grad()
 def divide_and_clip(parameters: Sequence[Tensor], *, divisor: float, clip_norm: float) -> float:
     """Divide the gradients by `divisor`, then scale them to a norm of at most `clip_norm` (0: do not), in one pass over them.
     Returns the norm before clipping; if it is not finite, the gradients are left as they were."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if not grads:
-        return 0.0
+    for parameter in parameters:
+        if parameter.grad is None:
+            # A gradient of 0 is a gradient: moments still decay. Without this, a step would depend on whether it computed
+            # zeros.
+            parameter.grad = torch.zeros_like(parameter)
+    grads = [parameter.grad for parameter in parameters]
     norm = float(torch.nn.utils.get_total_norm(grads)) / divisor
     if norm == norm and norm != float("inf"):
         scale = min(1.0, clip_norm / (norm + 1e-6)) if clip_norm else 1.0
