@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,9 +22,6 @@ from freerun.errors import ConfigError, DataError
 from freerun.models.base import LanguageModel, resolve_dtype
 from freerun.models.gguf import packaged_file, unpacked
 from freerun.types import Message
-
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
-"""What transformers raises for a folder that it cannot read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +128,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], *, add
 def _load(what: str, loader: Any, source: str, **options: Any) -> Any:
     try:
         return loader.from_pretrained(source, **options)
-    except LOADING_ERRORS as error:
+    except Exception as error:  # transformers documents no set of errors, and its readers have their own.
         raise DataError(
             f"the {what} of this model cannot be loaded",
             given=f"{source}: {error}",
