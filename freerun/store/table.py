@@ -209,7 +209,8 @@ class Table:
         self._expire(version)
         settings, selector = self.config.consumers[consumer], self._selectors[consumer]
         draws: list[Draw] = []
-        while len(draws) < n and selector.num_ready(1) and settings.limiter.budget(self._level(consumer)):
+        n = min(n, settings.limiter.budget(self._level(consumer)))
+        while len(draws) < n and selector.num_ready(1):
             key, probability = selector.select(self._rng)
             entry = self._entries[key]
             draws.append(Draw(key, entry.version, probability, {column: entry.columns[column] for column in settings.needs}))
