@@ -32,7 +32,9 @@ def token_logps(
     (default: that of `hidden_RD`), everything after it in float32. `row_M` must ascend. Gradients flow to both inputs and
     through both results; there is no second derivative.
     """
-    return _TokenLogps.apply(hidden_RD, weight_VD, row_M, token_M, temperature, softcap, chunk_rows, dtype or hidden_RD.dtype)
+    settings = (temperature, softcap, chunk_rows, dtype or hidden_RD.dtype)
+    logp_M, entropy_R = _TokenLogps.apply(hidden_RD, weight_VD, row_M, token_M, *settings)  # type: ignore[no-untyped-call]
+    return logp_M, entropy_R
 
 
 class _TokenLogps(torch.autograd.Function):

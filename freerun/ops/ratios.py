@@ -5,7 +5,7 @@ that no product of probabilities overflows.
 """
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,9 +48,12 @@ class RatioSums:
     ratio_max: float = 0.0
 
     def __add__(self, other: "RatioSums") -> "RatioSums":
-        *left, left_max = astuple(self)
-        *right, right_max = astuple(other)
-        return RatioSums(*(a + b for a, b in zip(left, right, strict=True)), max(left_max, right_max))
+        return RatioSums(
+            self.count + other.count,
+            self.ratio + other.ratio,
+            self.ratio_squared + other.ratio_squared,
+            max(self.ratio_max, other.ratio_max),
+        )
 
     def metrics(self) -> dict[str, Metric]:
         """`ess` as well: it follows from the sums, not from the means of micro-batches."""

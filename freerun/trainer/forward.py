@@ -73,15 +73,14 @@ class Policy:
         return Predictions(logp.view(pack.shape_BT), entropy.view(pack.shape_BT))
 
     def _hidden(self, pack: Pack) -> Tensor:
-        if pack.mask_NN is None:
-            mask = None
-        else:
-            self._check_window(pack)
+        mask = positions = None
+        if pack.mask_NN is not None and pack.positions_RL is not None:
+            self._check_window(pack.positions_RL)
             # Additive, because every attention implementation that takes a mask takes this one, and it is converted once here
             # and not in every layer.
             mask = torch.zeros(pack.mask_NN.shape, dtype=self.dtype, device=self.device)
             mask = mask.masked_fill_(~pack.mask_NN.to(self.device), torch.finfo(self.dtype).min)[None, None]
-        positions = None if pack.positions_RL is None else pack.positions_RL.to(self.device)
+            positions = pack.positions_RL.to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             hidden_RLD = self.body(
                 input_ids=pack.tokens_RL.to(self.device), attention_mask=mask, position_ids=positions, use_cache=False
@@ -98,9 +97,9 @@ class Policy:
                 todo="--trainer.packing rows, or load the model with attn_implementation='sdpa'",
             )
 
-    def _check_window(self, pack: Pack) -> None:
+    def _check_window(self, positions_RL: Tensor) -> None:
         # A given mask replaces the model's own, sliding window included; up to the window's length the two are the same.
-        if self._window is not None and int(pack.positions_RL.max()) >= self._window:
+        if self._window is not None and int(positions_RL.max()) >= self._window:
             raise ConfigError(
                 "tree packing cannot keep a sliding attention window",
                 given=f"a trajectory longer than the window of {self._window}",

@@ -2,6 +2,7 @@
 steps."""
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -117,7 +118,7 @@ class Learner:
         """Divide, clip, step, and forget the gradient. Returns its norm before clipping; raises `NotFinite` before the step."""
         with self.timed("optimizer"):
             norm = divide_and_clip(list(self.trained.values()), divisor=gradient.divisor, clip_norm=self.config.clip_norm)
-            if not norm < float("inf"):
+            if not math.isfinite(norm):
                 raise NotFinite("gradient norm", norm)
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -161,13 +161,8 @@ def _tree(
         ancestors = torch.ones(length - common, length, dtype=torch.bool).tril(common)
         mask_NN[first : first + length - common, path_T] = ancestors
     where = [path[actions[i].nonzero().squeeze(-1) - 1] for path, i in zip(paths, members, strict=True)]
-    return Pack(
-        members=members,
-        tokens_RL=torch.cat(tails)[None],
-        positions_RL=torch.cat(depths)[None],
-        mask_NN=mask_NN,
-        padding=0,
-        **_predictions(members, tokens, actions, where),
+    return _pack(
+        members, tokens, actions, where, tokens_RL=torch.cat(tails)[None], positions_RL=torch.cat(depths)[None], mask_NN=mask_NN
     )
 
 
@@ -175,30 +170,37 @@ def _rows(members: tuple[int, ...], tokens: Sequence[Tensor], actions: Sequence[
     tokens_RL = torch.nn.utils.rnn.pad_sequence([inputs[i] for i in members], batch_first=True)
     width = tokens_RL.shape[1]
     where = [row * width + actions[i].nonzero().squeeze(-1) - 1 for row, i in enumerate(members)]
-    return Pack(
-        members=members,
-        tokens_RL=tokens_RL,
-        positions_RL=None,
-        mask_NN=None,
-        padding=tokens_RL.numel() - sum(len(inputs[i]) for i in members),
-        **_predictions(members, tokens, actions, where),
-    )
+    padding = tokens_RL.numel() - sum(len(inputs[i]) for i in members)
+    return _pack(members, tokens, actions, where, tokens_RL=tokens_RL, padding=padding)
 
 
-def _predictions(
-    members: Sequence[int], tokens: Sequence[Tensor], actions: Sequence[Tensor], where: Sequence[Tensor]
-) -> dict[str, Tensor | tuple[int, int]]:
-    """The fields of a pack that say which token is predicted from where; `where` holds a position for each action token."""
+def _pack(
+    members: tuple[int, ...],
+    tokens: Sequence[Tensor],
+    actions: Sequence[Tensor],
+    where: Sequence[Tensor],
+    *,
+    tokens_RL: Tensor,
+    positions_RL: Tensor | None = None,
+    mask_NN: Tensor | None = None,
+    padding: int = 0,
+) -> Pack:
+    """The pack with these inputs; `where` holds the flat position that predicts each action token, by member."""
     counts = [len(w) for w in where]
     longest = max(counts)
     slot_M = torch.cat([b * longest + torch.arange(n) for b, n in enumerate(counts)])
     predicts_U, row_M = torch.unique(torch.cat(list(where)), return_inverse=True)
     order = row_M.argsort(stable=True)
     token_M = torch.cat([tokens[i][actions[i]] for i in members])
-    return {
-        "predicts_U": predicts_U,
-        "row_M": row_M[order],
-        "token_M": token_M[order],
-        "slot_M": slot_M[order],
-        "shape_BT": (len(members), longest),
-    }
+    return Pack(
+        members=members,
+        tokens_RL=tokens_RL,
+        positions_RL=positions_RL,
+        mask_NN=mask_NN,
+        predicts_U=predicts_U,
+        row_M=row_M[order],
+        token_M=token_M[order],
+        slot_M=slot_M[order],
+        shape_BT=(len(members), longest),
+        padding=padding,
+    )

@@ -7,6 +7,7 @@ end, and micro-batches can start before the step is complete. Otherwise the coun
 Shapes: B trajectories, T action tokens.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -118,14 +119,13 @@ def global_counts(terms: Sequence[Term], batch: Batch) -> dict[str, float]:
 def divide_and_clip(parameters: Sequence[Tensor], *, divisor: float, clip_norm: float) -> float:
     """Divide the gradients by `divisor`, then scale them to a norm of at most `clip_norm` (0: do not), in one pass over them.
     Returns the norm before clipping; if it is not finite, the gradients are left as they were."""
+    grads: list[Tensor] = []
     for parameter in parameters:
-        if parameter.grad is None:
-            # A gradient of 0 is a gradient: moments still decay. Without this, a step would depend on whether it computed
-            # zeros.
-            parameter.grad = torch.zeros_like(parameter)
-    grads = [parameter.grad for parameter in parameters]
+        # No gradient is a gradient of 0: moments still decay. Else a step would depend on whether it computed its zeros.
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        grads.append(parameter.grad)
     norm = float(torch.nn.utils.get_total_norm(grads)) / divisor
-    if norm == norm and norm != float("inf"):
+    if math.isfinite(norm):
         scale = min(1.0, clip_norm / (norm + 1e-6)) if clip_norm else 1.0
         torch._foreach_mul_(grads, scale / divisor)
     return norm
