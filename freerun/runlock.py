@@ -40,6 +40,14 @@ class RunLock:
             os.ftruncate(file, 0)
             os.pwrite(file, json.dumps(_self()).encode(), 0)
 
+    def is_held(self) -> bool:
+        """Whether somebody who is not known to be gone holds it. Only looks."""
+        try:
+            holder = _parse(self.path.read_bytes())
+        except FileNotFoundError:
+            return False
+        return holder is not None and not _is_gone(holder)
+
     def release(self) -> None:
         """Remove the lock if this process holds it."""
         with self._alone() as file:
@@ -73,9 +81,13 @@ def _self() -> dict[str, Any]:
 
 
 def _holder(file: int) -> dict[str, Any] | None:
+    return _parse(os.pread(file, 4096, 0))
+
+
+def _parse(content: bytes) -> dict[str, Any] | None:
     """Who wrote the lock; None if nobody did, or if it was torn by a kill in the middle of writing it."""
     try:
-        holder = json.loads(os.pread(file, 4096, 0))
+        holder = json.loads(content)
     except ValueError:
         return None
     return holder if isinstance(holder, dict) and {"host", "pid", "started"} <= holder.keys() else None

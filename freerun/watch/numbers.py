@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
 
 
 def quantity(value: float) -> str:
-    """About three digits, plainly where that is short: `0.0042`, `1.5e-06`, `412`, `12,300`, `1.2M`; a dash for not-a-number."""
+    """About three digits, plainly where that is short: `0.0042`, `1.5e-06`, `412`, `12,300`, `1.2M`; a dash for no number."""
     size = abs(value)
     if math.isnan(value):
         return "–"
@@ -65,7 +65,7 @@ def quantity(value: float) -> str:
     if size == 0:
         return "0"
     if size < 1e-3:
-        return f"{value:.1e}"
+        return f"{value:.1e}".replace(".0e", "e")
     if size < 100:
         return f"{value:.3g}"
     if size < 1e5:

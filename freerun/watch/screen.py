@@ -157,7 +157,7 @@ def items_line(items: Mapping[str, int]) -> Text:
 
 
 def ending(state: RunState) -> RenderableType:
-    """What stays on the screen: held-out accuracy before and after with its 95% interval, the reward's curve, the total time."""
+    """What stays on the screen: held-out accuracy before and after with a 95% interval, the reward's curve, the total time."""
     parts: list[RenderableType] = []
     records = headline(state.evaluations)
     if records:

@@ -62,15 +62,15 @@ class FakeRun:
                     sink.status(record)
 
     def skill(self, step: int) -> float:
-        return 0.34 + 0.5 * (1 - math.exp(-2.5 * step / self.steps))
+        return 0.34 + 0.5 * (1 - math.exp(-2.5 * step / max(self.steps, 1)))
 
     def _noise(self, scale: float) -> float:
         return self.random.gauss(0.0, scale)
 
     def _spans(self, step: int, start: float, end: float) -> Iterator[Event]:
         at = start
-        while at < end - 0.05:
-            length = min(self.random.uniform(0.5, 1.0), end - at)
+        while at < end - 0.06:
+            length = min(self.random.uniform(0.5, 1.0), end - 0.05 - at)
             yield span("generator", "generate", at, at + length, doing="decoding 48 responses")
             at += length
         if step:
