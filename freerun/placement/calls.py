@@ -1,6 +1,7 @@
 """One call on one executor, as both placements make it: run it, wait for it with a deadline, name what goes wrong."""
 
 import asyncio
+import enum
 import inspect
 import time
 import traceback
@@ -13,29 +14,44 @@ from typing import Any
 from freerun.errors import DeadlineExceeded, ExecutorDied, ExecutorFailed, FreerunError
 from freerun.placement.interleaving import Completion, Ending, Recorder
 
-END = "end of stream"
-"""Stands for the element after the last of a stream."""
+
+class End(enum.Enum):
+    """Stands for the element after the last of a stream; stays itself when pickled."""
+
+    END = "end of stream"
+
+
+END = End.END
 
 
 class Exited(Exception):
     """A method raised `SystemExit`: its executor is to count as dead. `SystemExit` itself would end an event loop."""
 
+    def __str__(self) -> str:
+        return f"exit status {self.args[0]}"
 
-async def run(name: str, method: str, work: Callable[[], Any]) -> Any:
-    """What `work()` returns, awaited if need be. It stands for a call of `method` on the executor `name`.
 
-    Raises what a `Handle.call` raises: a `FreerunError` as itself, `ExecutorFailed` with the traceback for anything else;
-    and `Exited` if the method tried to end the process.
+@contextmanager
+def translated(name: str, method: str) -> Iterator[None]:
+    """Errors of the block, which calls `method` on the executor `name`, as a `Handle.call` raises them.
+
+    A `FreerunError` stays itself, anything else becomes `ExecutorFailed` with the traceback, and `SystemExit` becomes `Exited`.
     """
     try:
-        result = work()
-        return await result if inspect.isawaitable(result) else result
+        yield
     except FreerunError:
         raise
     except SystemExit as exit:
-        raise Exited(f"exit status {exit.code}") from exit
+        raise Exited(exit.code) from exit
     except Exception as error:
         raise failed(name, method, error) from error
+
+
+async def run(name: str, method: str, work: Callable[[], Any]) -> Any:
+    """What `work()` returns, awaited if need be, with errors `translated`."""
+    with translated(name, method):
+        result = work()
+        return await result if inspect.isawaitable(result) else result
 
 
 def is_sync(executor: Any, method: str) -> bool:
@@ -124,13 +140,15 @@ class Desk:
         *,
         deadline: float | None,
         what: str,
+        record: bool = True,
     ) -> Any:
         """Start a call and wait for its result, its executor's death, or `deadline` seconds (None: as long as it takes).
 
-        Raises `DeadlineExceeded`, `ExecutorDied`, or what the call raised.
+        Raises `DeadlineExceeded`, `ExecutorDied`, or what the call raised. Without `record` its completion is no part of the
+        recorded order.
         """
         completion = Completion(life.name, method, self._numbers[life.name, method])
-        self._numbers[life.name, method] += 1
+        self._numbers[life.name, method] += record
         with self.waits.open(life.name, what):
             if life.died.done():
                 ending, outcome = Ending.DIED, died(life.name, what, life.died.result())
@@ -143,7 +161,7 @@ class Desk:
                     if not finished:
                         result.cancel()
                 ending, outcome = self._ending(life, method, result if finished else None, deadline, what)
-            if self._recorder is not None:
+            if self._recorder is not None and record:
                 await self._recorder.turn(replace(completion, ending=ending))
         if ending is not Ending.RETURNED:
             raise outcome

@@ -38,18 +38,19 @@ class InlineHandle:
                 elements.append(getattr(executor, method)(*args))
             return anext(elements[0], END)
 
-        index, element = 0, None
-        try:
-            while True:
-                element = await self._placement.call(self.name, method, f"{method}#{index}", advance, deadline, what or method)
-                if element is END:
-                    return
+        index = 0
+        while True:
+            element = await self._placement.call(self.name, method, f"{method}#{index}", advance, deadline, what or method)
+            if element is END:
+                return
+            try:
                 yield element
-                index += 1
-        finally:
-            if element is not END and elements:
-                end = elements[0].aclose
-                await self._placement.call(self.name, method, f"{method}#close", lambda _: end(), deadline, f"end {method}")
+            except GeneratorExit:
+                await self._placement.call(
+                    self.name, method, f"{method}#close", lambda _: elements[0].aclose(), deadline, f"end {method}"
+                )
+                raise
+            index += 1
 
 
 class InlinePlacement:

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freerun.errors import WeightsError
-from freerun.weights import inprocess
+from freerun.weights import inprocess, shared
 from freerun.weights.buffers import SPARES, Pool
 from freerun.weights.channel import manifest_of
 
-TRANSPORTS = [inprocess]
+TRANSPORTS = [inprocess, shared]
 
 
 def awkward() -> dict[str, torch.Tensor]:

@@ -1,0 +1,207 @@
+"""Each executor in a process of its own, under Monarch (`torchmonarch`): a single controller and its processes.
+
+A process has its own cores, its own number of threads and its own way to die. Monarch carries the messages; that a process is
+gone is noticed by watching the process itself, because Monarch's own supervision takes ten seconds. It listens on Unix sockets
+of this host only. Nothing else in the package but `weights.monarch` imports it.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import monarch.actor
+from monarch._rust_bindings.monarch_hyperactor.supervision import SupervisionError
+from monarch.actor import Actor, ActorError, MeshFailure, ProcMesh, concurrent_endpoint, default_bootstrap_cmd, this_host
+
+from freerun.errors import FreerunError
+from freerun.placement import resident, wire
+from freerun.placement.base import ExecutorSpec
+from freerun.placement.calls import END, Desk, Exited, Life
+from freerun.placement.guardian import Guardian
+from freerun.placement.interleaving import Recorder
+from freerun.placement.processes import Process, end
+
+log = logging.getLogger(__name__)
+
+
+class Home(Actor):
+    """The actor that lives in each process. Every endpoint is concurrent: a busy executor does not keep it from answering."""
+
+    def __init__(self, name: str, cores: tuple[int, ...]) -> None:
+        resident.settle_in(cores)
+        self._resident = resident.Resident(name)
+
+    @concurrent_endpoint
+    async def pid(self) -> int:
+        return os.getpid()
+
+    @concurrent_endpoint
+    async def ask(self, what: str, *args: Any) -> bytes:
+        """Do `what`, a method of `Resident`."""
+        return await getattr(self._resident, what)(*args)
+
+
+@dataclass(slots=True)
+class _Place:
+    """An executor's process as its parent sees it."""
+
+    life: Life
+    mesh: ProcMesh
+    home: Any
+    process: Process
+
+    async def ask(self, what: str, *args: Any) -> Any:
+        """The result of a method of `Resident`. Raises its error, or `Exited` if Monarch cannot reach the process."""
+        try:
+            reply = await self.home.ask.call_one(what, *args)
+        except (ActorError, SupervisionError) as error:
+            raise Exited(f"unknown: {error}") from error
+        fine, outcome = wire.loads(reply)
+        if not fine:
+            raise outcome
+        return outcome
+
+
+class MonarchHandle:
+    """See `base.Handle`. Arguments and results are copied through pickling."""
+
+    def __init__(self, name: str, placement: "MonarchPlacement") -> None:
+        self.name, self._placement = name, placement
+
+    async def call(self, method: str, *args: Any, deadline: float, what: str = "", **kwargs: Any) -> Any:
+        message = wire.dumps((args, kwargs))
+        return await self._placement.ask(self.name, method, "call", method, message, deadline=deadline, what=what or method)
+
+    async def stream(self, method: str, *args: Any, deadline: float, what: str = "") -> AsyncIterator[Any]:
+        message, stream, index = wire.dumps((args, {})), self._placement.new_stream(), 0
+        while True:
+            element = await self._placement.ask(
+                self.name, f"{method}#{index}", "advance", method, message, stream, deadline=deadline, what=what or method
+            )
+            if element is END:
+                return
+            try:
+                yield element
+            except GeneratorExit:
+                await self._placement.ask(
+                    self.name, f"{method}#close", "end", method, stream, deadline=deadline, what=f"end {method}"
+                )
+                raise
+            index += 1
+
+
+class MonarchPlacement:
+    """See `base.Placement`. Processes on this host.
+
+    `record` writes the order of completions to a file that `InlinePlacement` can replay. `start_deadline` is how many seconds
+    the start of a process and each constructor may take.
+    """
+
+    def __init__(self, *, record: Path | None = None, start_deadline: float = 600.0) -> None:
+        self._recorder = Recorder(record) if record is not None else None
+        self._desk = Desk(self._recorder)
+        self._start_deadline = start_deadline
+        self._specs: dict[str, ExecutorSpec] = {}
+        self._places: dict[str, _Place] = {}
+        self._meshes: list[ProcMesh] = []
+        self._streams = itertools.count()
+        self._stopping = False
+        self._guardian: Guardian | None = None
+
+    async def spawn(self, specs: Sequence[ExecutorSpec]) -> Mapping[str, MonarchHandle]:
+        """See `base.Placement.spawn`. Processes start side by side."""
+        monarch.actor.unhandled_fault_hook = _drop
+        self._guardian = self._guardian or Guardian()
+        self._specs |= {spec.name: spec for spec in specs}
+        handles = await asyncio.gather(*(self._start(spec) for spec in specs), return_exceptions=True)
+        errors = [h for h in handles if isinstance(h, BaseException)]
+        if errors:
+            await self.stop()
+            raise errors[0]
+        return {handle.name: handle for handle in handles}
+
+    async def respawn(self, name: str) -> MonarchHandle:
+        """Start the executor `name` anew in a new process, as it was first specified; what is left of the old one is killed."""
+        await self._end([self._places.pop(name).process], patience=0.0)
+        return await self._start(self._specs[name])
+
+    async def _start(self, spec: ExecutorSpec) -> MonarchHandle:
+        life = Life(spec.name)
+        command = default_bootstrap_cmd().with_env(resident.environment(spec.threads))
+        mesh = this_host().spawn_procs(name="executor", bootstrap_command=command)
+        self._meshes.append(mesh)
+        home = mesh.spawn("home", Home, spec.name, tuple(spec.cores))
+        pid = await self._wait(life, "start its process", home.pid.call_one().as_asyncio)
+        process = Process(pid, lambda how: None if self._stopping else self._desk.bury(life, how))
+        self._guardian.watch_over(pid)
+        place = self._places[spec.name] = _Place(life, mesh, home, process)
+        message = wire.dumps((spec.factory, spec.args, dict(spec.kwargs)))
+        await self._wait(life, "construct", lambda: asyncio.ensure_future(place.ask("start", message)))
+        return MonarchHandle(spec.name, self)
+
+    async def _wait(self, life: Life, what: str, start: Callable[[], "asyncio.Future[Any]"]) -> Any:
+        return await self._desk.call(
+            life, "__init__", lambda _: start(), deadline=self._start_deadline, what=what, record=False
+        )
+
+    async def ask(self, name: str, label: str, what_to_do: str, *args: Any, deadline: float, what: str) -> Any:
+        """Do `what_to_do`, a method of `Resident`, in the executor's process; `label` names the call in the record."""
+        place = self._places[name]
+        return await self._desk.call(
+            place.life, label, lambda _: asyncio.ensure_future(place.ask(what_to_do, *args)), deadline=deadline, what=what
+        )
+
+    def new_stream(self) -> int:
+        """A number that no other stream has."""
+        return next(self._streams)
+
+    def failures(self) -> AsyncIterator[str]:
+        return self._desk.failures()
+
+    def waits(self) -> list[tuple[str, str, float]]:
+        return self._desk.waits.now()
+
+    def pids(self) -> dict[str, int]:
+        """Process numbers by executor, for people and for tests that kill."""
+        return {name: place.process.pid for name, place in self._places.items()}
+
+    async def stop(self, deadline: float = 10.0) -> None:
+        """See `base.Placement.stop`: executors are closed, then processes are stopped, and what still runs then is killed.
+
+        If closing raises, everything else is still ended, and then it is raised here.
+        """
+        self._stopping = True
+        places = list(self._places.values())
+        living = [place for place in places if not place.process.ended.is_set()]
+        closing = [asyncio.wait_for(place.ask("close"), deadline / 2) for place in living]
+        endings = await asyncio.gather(*closing, return_exceptions=True)
+        stopping = [asyncio.wait_for(mesh.stop().as_asyncio(), deadline / 4) for mesh in self._meshes]
+        for ending in await asyncio.gather(*stopping, return_exceptions=True):
+            if isinstance(ending, BaseException):
+                log.debug("monarch could not stop a process by itself: %s", ending)
+        await self._end([place.process for place in places], patience=deadline / 10)
+        self._places.clear()
+        self._meshes.clear()
+        if self._guardian is not None:
+            self._guardian.close()
+            self._guardian = None
+        if self._recorder is not None:
+            self._recorder.close()
+        for ending in endings:
+            if isinstance(ending, FreerunError):
+                raise ending
+
+    async def _end(self, processes: Sequence[Process], *, patience: float) -> None:
+        await end(processes, patience=patience)
+        for process in processes:
+            self._guardian.release(process.pid)
+
+
+def _drop(failure: MeshFailure) -> None:
+    """Monarch's answer to a dead process is to end this one; ours is `failures`, which reported it long before."""
+    log.debug("monarch reports: %s", failure)

@@ -1,0 +1,108 @@
+"""Processes that we started: noticing their end at once, and ending them for certain."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Collection
+
+POLL = 0.5
+"""Seconds between two looks at a process where the kernel cannot tell us (anywhere but Linux)."""
+
+
+class Process:
+    """A child of this process that heads its own process group.
+
+    When it ends, `ended` is set and `report` is told how, at once: the kernel wakes the event loop.
+    """
+
+    def __init__(self, pid: int, report: Callable[[str], None]) -> None:
+        self.pid = pid
+        self.ended = asyncio.Event()
+        self._report = report
+        self._loop = asyncio.get_running_loop()
+        self._descriptor: int | None = None
+        self._watch: asyncio.Task[None] | None = None
+        if sys.platform == "linux":
+            self._descriptor = os.pidfd_open(pid)
+            self._loop.add_reader(self._descriptor, self._on_end)
+        else:
+            self._watch = asyncio.ensure_future(self._poll())
+
+    async def _poll(self) -> None:
+        while _exists(self.pid):
+            await asyncio.sleep(POLL)
+        self._on_end()
+
+    def _on_end(self) -> None:
+        if self.ended.is_set():
+            return
+        how = f"process {self.pid} ended{self._cause()}"
+        self.ended.set()
+        if self._descriptor is not None:
+            self._loop.remove_reader(self._descriptor)
+        self._report(how)
+
+    def _cause(self) -> str:
+        """How the process ended, if its parent has not yet asked."""
+        if self._descriptor is None:
+            return ""
+        try:
+            found = os.waitid(os.P_PIDFD, self._descriptor, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return ""
+        if found is None:
+            return ""
+        if found.si_code == os.CLD_EXITED:
+            return f" with exit status {found.si_status}"
+        return f", killed by {signal.Signals(found.si_status).name}"
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the process and everything in its group, if it still runs."""
+        if not self.ended.is_set():
+            self._signal_group(number)
+
+    def sweep(self) -> None:
+        """Kill what the process left behind in its group. Call it right after the end, while the number is still ours."""
+        self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return  # nobody is left (PermissionError: so says macOS of a group of zombies)
+
+    def forget(self) -> None:
+        """Stop watching and free the descriptor."""
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._descriptor is not None:
+            self._loop.remove_reader(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def end(processes: Collection[Process], *, patience: float = 1.0) -> None:
+    """Wait until all of `processes` have ended: by themselves for `patience` seconds, then asked to (SIGTERM), then not asked
+    (SIGKILL). What they started and left behind in their groups is killed."""
+    for number, seconds in ((None, patience), (signal.SIGTERM, patience), (signal.SIGKILL, 10 * patience)):
+        running = [p for p in processes if not p.ended.is_set()]
+        for process in running:
+            if number is not None:
+                process.send(number)
+        waits = [asyncio.ensure_future(p.ended.wait()) for p in running]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=seconds)
+            for wait in late:
+                wait.cancel()
+    for process in processes:
+        process.sweep()
+        process.forget()
