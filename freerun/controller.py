@@ -82,7 +82,7 @@ class Controller:
         self.active: dict[int, Active] = {}
         self.groups: dict[int, Group] = {}
         self.cursor = self.step = 0
-        self.ref: WeightsRef | None = None
+        self.ref: WeightsRef  # Set by the first call of every entry point, before any loop starts.
         self.stopping = False
         self.evaluations: list[EvalRecord] = []
         self._evaluation: Evaluation | None = None
@@ -122,7 +122,7 @@ class Controller:
         try:
             await asyncio.wait({first, self._failed}, return_when=asyncio.FIRST_COMPLETED)
             if self._failed.done():
-                raise self._failed.exception()
+                self._failed.result()
         finally:
             rest, self._tasks = self._tasks, set()
             for task in rest:
@@ -135,8 +135,9 @@ class Controller:
 
         def ended(task: asyncio.Task) -> None:
             self._tasks.discard(task)
-            if not task.cancelled() and task.exception() and not self._failed.done():
-                self._failed.set_exception(task.exception())
+            error = None if task.cancelled() else task.exception()
+            if error is not None and not self._failed.done():
+                self._failed.set_exception(error)
 
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
@@ -300,8 +301,8 @@ class Controller:
         group = Group(
             item=item,
             prompt=active.prompt,
-            trajectories=tuple(active.responses[s] for s in samples),
-            rewards=tuple(active.rewards[s] for s in samples),
+            trajectories=tuple(t for s in samples if isinstance(t := active.responses[s], Trajectory)),
+            rewards=tuple(r for s in samples if isinstance(r := active.rewards[s], RewardResult)),
         )
         self._fruitless = 0
         del self.active[item]
@@ -336,21 +337,24 @@ class Controller:
 
     async def _train(self) -> None:
         self.admit()
-        while self.step < self.config.steps and not self.stopping:
-            taken: list[int] = []
-            while len(taken) < self.config.groups:
-                await self._until(partial(self._enough, len(taken)), self.trainer, partial(self._why_no_batch, len(taken)))
-                if self.stopping:
-                    break
-                items = self.admission.take(self.config.groups - len(taken), self.ref.version)
-                groups = [self.groups[i] for i in items]
-                await self.tracker.call(
-                    self.trainer, "accumulate", groups, what="train", doing=f"forward and backward of {len(items)} groups"
-                )
-                taken += items
-            if len(taken) == self.config.groups:
-                await self._finish_step(taken)
+        while self.step < self.config.steps and await self._take_a_step():
+            pass
         await self._checkpoint()
+
+    async def _take_a_step(self) -> bool:
+        """Train on the next step's items as they come; False, and no step, if the run is to stop."""
+        taken: list[int] = []
+        while len(taken) < self.config.groups:
+            await self._until(partial(self._enough, len(taken)), self.trainer, partial(self._why_no_batch, len(taken)))
+            if self.stopping:
+                return False
+            items = self.admission.take(self.config.groups - len(taken), self.ref.version)
+            groups = [self.groups[i] for i in items]
+            doing = f"forward and backward of {len(items)} groups"
+            await self.tracker.call(self.trainer, "accumulate", groups, what="train", doing=doing)
+            taken += items
+        await self._finish_step(taken)
+        return True
 
     def _enough(self, num_taken: int) -> bool:
         return self.stopping or self.admission.ready() >= min(self.config.stream, self.config.groups - num_taken)

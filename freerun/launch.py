@@ -20,8 +20,9 @@ from freerun.errors import CheckpointError, ConfigError
 from freerun.metrics import EvalRecord, Sink
 from freerun.placement.base import ExecutorSpec, Placement
 from freerun.placement.inline import InlinePlacement
-from freerun.recipes.base import RunConfig
+from freerun.recipes.base import RunConfig, WarmStartConfig
 from freerun.rewards.pool import RewarderExecutor
+from freerun.tasks.base import Task
 from freerun.trainer.trainer import TrainerExecutor, check
 
 
@@ -42,6 +43,7 @@ async def launch(
     *,
     checkpoint: Path | None = None,
     evaluate_only: int = 0,
+    checkpoint_at_end: bool = True,
     began: float = 0.0,
 ) -> Outcome:
     """Run `config` to its end, writing checkpoints below `run_dir`.
@@ -70,7 +72,7 @@ async def launch(
             accuracy=task.accuracy,
             sink=sinks,
             seed=config.seed,
-            save=None if evaluate_only else checkpoints.save,
+            save=checkpoints.save if checkpoint_at_end and not evaluate_only else None,
             began=began,
         )
         with _signals(controller):
@@ -85,16 +87,15 @@ async def launch(
                 if not evaluate_only:
                     restore_controller(controller, checkpoint)
             elif config.warm_start is not None:
-                await warm_start(controller, config)
+                await warm_start(controller, config.warm_start, config.task.build())
             await (controller.evaluate(evaluate_only) if evaluate_only else controller.run())
         return Outcome(not controller.stopping, controller.step, config.control.steps, tuple(controller.evaluations))
     finally:
         await placement.stop()
 
 
-async def warm_start(controller: Controller, config: RunConfig) -> None:
+async def warm_start(controller: Controller, stage: WarmStartConfig, task: Task) -> None:
     """The supervised stage: demonstrations are the task's own solutions to its training prompts."""
-    stage, task = config.warm_start, config.task.build()
     for step in range(stage.steps):
         prompts = [controller.prompts.at(-1 - step * stage.batch - i) for i in range(stage.batch)]
         pairs = [(p, task.solution(p)) for p in prompts]
@@ -207,7 +208,7 @@ class _signals:
             loop.add_signal_handler(number, self._stop)
 
     def _stop(self) -> None:
-        if self._controller.stopping:
+        if self._controller.stopping and self._task is not None:
             self._task.cancel()
         self._controller.request_stop()
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from freerun.metrics import IDLE, Event, ExecutorStatus, SampleRecord, Sink, StepRecord, plain
 from freerun.placement.base import Handle
-from freerun.types import Group, Metric, merge_all
+from freerun.types import Group, Metric, Sum, merge_all
 
 
 class Report(Protocol):
@@ -88,12 +88,13 @@ class Tracker:
     def step_record(self, step: int, report: Report, num_items: int, ledger: Mapping[str, int]) -> StepRecord:
         """Everything counted since the last step, the trainer's report, and the rates over the time between."""
         now = self.now()
-        values = plain(merge_all([*self._counted, report.metrics]))
+        merged = merge_all([*self._counted, report.metrics])
+        values: dict[str, float | Mapping[int, float]] = {**plain(merged)}
         seconds = max(now - self._step_ended, 1e-9)
         self._counted, self._step_ended = [], now
         values |= {
-            "throughput/generator": values.get("tokens/generated", 0.0) / seconds,
-            "throughput/trainer": values.get("tokens/trained", 0.0) / seconds,
+            "throughput/generator": _sum(merged, "tokens/generated") / seconds,
+            "throughput/trainer": _sum(merged, "tokens/trained") / seconds,
             "throughput/items": num_items / seconds,
             "time/step": seconds,
             **{f"idle/{name}": share for name, share in self.idle_shares().items()},
@@ -105,6 +106,11 @@ class Tracker:
         status = self.status[name]
         if status.state == "idle" and status.what and now > status.since:
             self._sink.event(Event(executor=name, what=IDLE, start=status.since, end=now, detail={"why": status.what}))
+
+
+def _sum(metrics: Mapping[str, Metric], name: str) -> float:
+    counted = metrics.get(name)
+    return counted.value if isinstance(counted, Sum) else 0.0
 
 
 def sample_record(step: int, trainer_version: int, group: Group) -> SampleRecord:

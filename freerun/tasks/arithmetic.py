@@ -63,10 +63,15 @@ class Config:
             text, answer, key = _problem(kind, rng)
             example = _EXAMPLES[kind]
             content = conversation("", [(example[0], f"{example[0]} = {example[1]}")], text)
-            yield Problem(content, {"answer": str(answer), "kind": kind}, (kind, key))
+            yield Problem(content, {"question": text, "answer": str(answer), "kind": kind}, (kind, key))
 
 
-_EXAMPLES = {"sums": ("27 + 82", 109), "differences": ("73 - 25", 48), "chains": ("15 + 16 + 13", 44), "products": ("3 * 9", 27)}
+_EXAMPLES = {
+    "sums": ("27 + 82", 109),
+    "differences": ("73 - 25", 48),
+    "chains": ("15 + 16 + 13", 44),
+    "products": ("3 * 9", 27),
+}
 
 
 def _problem(kind: str, rng: random.Random) -> tuple[str, int, tuple[int, ...]]:
@@ -84,4 +89,4 @@ def _problem(kind: str, rng: random.Random) -> tuple[str, int, tuple[int, ...]]:
 
 
 def _worked(prompt: Prompt) -> str:
-    return f"{prompt.content[-1].content} = {prompt.meta['answer']}"
+    return f"{prompt.meta['question']} = {prompt.meta['answer']}"
