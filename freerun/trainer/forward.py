@@ -7,10 +7,12 @@ Shapes: R rows, L positions, D width, U positions that predict, M action tokens,
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -43,13 +45,10 @@ class Policy:
         self._softcap: float | None = settings.get("final_logit_softcapping")
         self._window: int | None = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
         self._chunk_rows = max(1, config.logit_megabytes * 2**20 // (4 * model.get_output_embeddings().weight.shape[0]))
-        # Dropout would make the trainer disagree with the generator; only the layers that recompute themselves "train".
+        # Dropout would make the trainer disagree with the generator.
         model.eval()
         if config.checkpoint_activations:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            for module in model.modules():
-                if isinstance(module, GradientCheckpointingLayer):
-                    module.training = True
+            self._checkpoint_activations()
         self._check_attention()
         self._check_head()
 
@@ -86,6 +85,20 @@ class Policy:
                 input_ids=pack.tokens_RL.to(self.device), attention_mask=mask, position_ids=positions, use_cache=False
             ).last_hidden_state
         return hidden_RLD.flatten(0, 1)[pack.predicts_U.to(self.device)]
+
+    def _checkpoint_activations(self) -> None:
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise ConfigError(
+                f"{type(self.model).__name__} has no layers that can recompute their activations",
+                given="trainer.checkpoint_activations true",
+                expected="a model that transformers can checkpoint",
+                todo="--trainer.checkpoint-activations false",
+            )
+        for layer in layers:
+            # Only these modules "train", not what is inside them, where the dropout is.
+            layer.gradient_checkpointing = layer.training = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def _check_attention(self) -> None:
         implementation = self.model.config._attn_implementation

@@ -91,14 +91,14 @@ def packs_of_trees(tokens: Sequence[Tensor], actions: Sequence[Tensor], *, budge
     inputs = [_inputs(t, a) for t, a in zip(tokens, actions, strict=True)]
     keys = [i.tolist() for i in inputs]
     order = sorted(range(len(inputs)), key=keys.__getitem__)
-    shared = [0, *(_common(inputs[a], inputs[b]) for a, b in pairwise(order))]
+    shared = [0, *(_common(inputs[a], inputs[b]) for a, b in pairwise(order))][: len(order)]
     lengths = [len(inputs[i]) for i in order]
     cuts = _cut(lengths, shared, budget)
     if balance:
         cuts = _balanced(lengths, shared, budget, cuts)
     return [
         _tree(tuple(order[first:last]), tokens, actions, inputs, [0, *shared[first + 1 : last]])
-        for first, last in zip(cuts, [*cuts[1:], len(order)], strict=True)
+        for first, last in pairwise([*cuts, len(order)])
     ]
 
 
