@@ -71,7 +71,7 @@ METRICS: Mapping[str, Meaning] = {
 }
 """Every metric: name to unit and meaning. A new metric is a new line here, or an `algorithm/<name>`."""
 
-_PATTERNS = [(re.compile(re.sub(r"<\w+>", "[^/]+", name)), info) for name, info in METRICS.items() if "<" in name]
+_PATTERNS = [(re.compile(re.sub(r"<\w+>", ".+", name)), METRICS[name]) for name in sorted(METRICS, reverse=True) if "<" in name]
 
 Values = Mapping[str, float | Mapping[int, float]]
 """Metrics as plain numbers; a histogram is a mapping from bucket to count."""
@@ -85,7 +85,8 @@ def describe(name: str) -> Meaning:
         if pattern.fullmatch(name):
             return info
     raise ConfigError(
-        f"metric '{name}' is not in the table of metrics", given=name,
+        f"metric '{name}' is not in the table of metrics",
+        given=name,
         expected=f"a name of METRICS, such as {nearest(name, METRICS)}",
         todo="correct it, name it algorithm/<name> if one algorithm defines it, or add it to METRICS in freerun/metrics.py",
     )

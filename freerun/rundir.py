@@ -85,13 +85,14 @@ def jsonable(value: Any) -> Any:
 class RunDirectory:
     """A `Sink` that writes the run directory. Make one with `create` or `resume`; it holds the directory's lock until `close`.
 
-    `elapsed` is where the run's clock goes on: 0 for a new run, the end of the resumed step for a resumed one.
+    `elapsed` is where the run's clock goes on: 0 for a new run, the end of the resumed step for a resumed one. `evaluations`
+    are all of the run's, those before a resume included.
     Every method raises `RunDirectoryError` when a write fails (disk full, directory gone). The record stays in memory, is tried
     again by the next write and by `close`, and a partly written line is taken back: the file ends with a whole line.
     """
 
     def __init__(self, path: Path, lock: RunLock, *, max_sample_bytes: int) -> None:
-        self.path, self.elapsed, self.evaluations = path, 0.0, list[dict[str, Any]]()
+        self.path, self.elapsed, self.evaluations = path, 0.0, list[EvalRecord]()
         self._lock, self._last_step, self._outcome, self._closed = lock, dict[str, Any](), ("unfinished", ""), False
         self._metrics, self._events, self._evals = (_Appender(path / name) for name in (METRICS_LOG, EVENTS_LOG, EVALS_LOG))
         self._samples = _Thinned(path / SAMPLES_LOG, max_bytes=max_sample_bytes)
@@ -149,7 +150,7 @@ class RunDirectory:
                 (EVALS_LOG, lambda row: row["seconds"] <= elapsed), (EVENTS_LOG, lambda row: row["end"] <= elapsed))}
             run = RunDirectory(path, lock, max_sample_bytes=max_sample_bytes)
             on_error.pop_all()
-        run.elapsed, run.evaluations = elapsed, read_log(path / EVALS_LOG).rows
+        run.elapsed, run.evaluations = elapsed, [EvalRecord(**row) for row in read_log(path / EVALS_LOG).rows]
         run._last_step = steps[-1] if steps else {}
         run.event(Event(executor="controller", what="resumed", start=elapsed, end=elapsed,
                         detail={"step": step, "attempt": len(attempts) + 1, "removed_lines": removed}))
@@ -166,8 +167,8 @@ class RunDirectory:
         self._samples.append(jsonable(record))
 
     def evaluation(self, record: EvalRecord) -> None:
-        self.evaluations.append(jsonable(record))
-        self._evals.append(self.evaluations[-1])
+        self.evaluations.append(record)
+        self._evals.append(jsonable(record))
 
     def status(self, record: Status) -> None:
         """Not kept: `events.jsonl` says the same with its times."""
@@ -190,8 +191,8 @@ class RunDirectory:
     def _write_summary(self) -> None:
         outcome, reason = self._outcome
         last = self._last_step
-        splits = dict.fromkeys(row["split"] for row in self.evaluations)
-        accuracy = {s: [row for row in self.evaluations if row["split"] == s] for s in splits}
+        splits = dict.fromkeys(e.split for e in self.evaluations)
+        accuracy = {s: [jsonable(e) for e in self.evaluations if e.split == s] for s in splits}
         summary = {
             "outcome": outcome, "reason": reason, "step": last.get("step", 0), "version": last.get("version", 0),
             "seconds": last.get("seconds", self.elapsed), "ended": _now(),

@@ -64,8 +64,13 @@ def test_a_name_with_a_free_part_is_described_by_its_pattern(name: str) -> None:
     assert describe(name) in METRICS.values()
 
 
-@pytest.mark.parametrize("name", ["loss/", "loss/a/b", "", "LOSS/policy"])
-def test_a_free_part_is_one_word_between_slashes(name: str) -> None:
+def test_of_two_patterns_that_fit_the_more_special_one_describes() -> None:
+    assert describe("items/dropped/timeout") is METRICS["items/dropped/<reason>"]
+    assert describe("reward/format/strict") is METRICS["reward/<part>"], "users name the parts of their rewards as they like"
+
+
+@pytest.mark.parametrize("name", ["loss/", "loss", "", "LOSS/policy"])
+def test_a_free_part_is_never_empty(name: str) -> None:
     with pytest.raises(ConfigError):
         describe(name)
 

@@ -16,7 +16,7 @@ HEADER = """\
 # Metrics
 
 What `metrics.jsonl` holds for each step, and what the report, TensorBoard and Weights & Biases show under the same names. A
-part in angle brackets stands for any word: `loss/policy` is a `loss/<term>`. Shares lie between 0 and 1. A histogram is a JSON
+part in angle brackets stands for any name: `loss/policy` is a `loss/<term>`. Shares lie between 0 and 1. A histogram is a JSON
 object from bucket to count. Numbers that are not finite are the strings `nan`, `inf` and `-inf`. `heldout/<split>` is in
 `evals.jsonl`.
 """

@@ -14,7 +14,7 @@ except ImportError as error:
                       todo="pip install 'freerun[tensorboard]', or leave the sink out") from error
 
 
-class TensorBoard:
+class TensorBoardSink:
     """Writes event files below `directory` under the names of `METRICS`, over trainer steps.
 
     A histogram becomes one scalar per bucket (`lag/tokens/1`), the bucket's share. Of every `sample_every`-th step the first

@@ -1,7 +1,7 @@
 """The live view in the terminal, as a sink; a line per step where the output is not a terminal."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -18,13 +18,14 @@ class Terminal:
 
     In a terminal the view is redrawn in place four times a second, and what happens once (a checkpoint, a death) is a line
     above it. Elsewhere (a pipe, a file, `TERM=dumb`) each step and each evaluation is one line of plain text. `began` is where
-    the run's clock stands at the start: 0, or `RunDirectory.elapsed` of a resumed run.
+    the run's clock stands at the start, and `earlier` are the evaluations so far: `RunDirectory.elapsed` and `.evaluations`.
     """
 
     def __init__(self, title: str, *, run_dir: Path | None = None, report: Path | None = None, began: float = 0.0,
-                 console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+                 earlier: Sequence[EvalRecord] = (), console: Console | None = None,
+                 clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console()
-        self._state, self._run_dir, self._report = RunState(title), run_dir, report
+        self._state, self._run_dir, self._report = RunState(title, evaluations=list(earlier)), run_dir, report
         self._clock, self._seconds, self._heard = clock, began, clock()
         self._closed = False
         self._live: Live | None = None

@@ -1,6 +1,7 @@
 """Weights & Biases as a sink. Needs the extra `wandb`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from freerun.errors import ConfigError
@@ -14,16 +15,16 @@ except ImportError as error:
                       todo="pip install 'freerun[wandb]', or leave the sink out") from error
 
 
-class WeightsAndBiases:
-    """Logs under the names of `METRICS` against `trainer_step`, in the mode that the environment asks for, such as
-    `WANDB_MODE=offline`.
+class WandbSink:
+    """Logs to `project` as a run named like `directory`, under the names of `METRICS` against `trainer_step`, in the mode that
+    the environment asks for, such as `WANDB_MODE=offline`.
 
     A histogram becomes one number per bucket (`lag/tokens/1`), the bucket's share. At the end the recorded trajectories, at
     most `max_samples` and evenly spread, become a table.
     """
 
-    def __init__(self, *, project: str, name: str, config: Mapping[str, Any], directory: str, max_samples: int = 500) -> None:
-        self._run = wandb.init(project=project, name=name, config=dict(config), dir=directory)
+    def __init__(self, project: str, directory: Path, config: Mapping[str, Any], *, max_samples: int = 500) -> None:
+        self._run = wandb.init(project=project, name=directory.name, config=dict(config), dir=str(directory))
         self._run.define_metric("trainer_step")
         self._run.define_metric("*", step_metric="trainer_step")
         self._samples: list[SampleRecord] = []

@@ -60,7 +60,8 @@ def test_a_finished_run_has_every_part_of_the_report(written) -> None:
                    "Entropy", "Effective sample size", "Generator against trainer", "Tokens per second", "Loss: policy",
                    "Gradient norm", "How stale the data was", "lag 1", "Who did what, when", "The whole run",
                    "Early in the run", "At the end of the run", "Where the time went", "groups N to N of the step",
-                   "What the model wrote", "step 40 · reward", "versions 38–39", "control.max_lag", "packages.torch", "All other metrics"):
+                   "What the model wrote", "step 40 · reward", "versions 38–39", "control.max_lag", "packages.torch",
+                   "All other metrics"):
         assert wanted in page.text, wanted
     assert page.tags.count("svg") > 15
 

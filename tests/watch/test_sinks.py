@@ -54,10 +54,10 @@ def test_tensorboard_event_files_hold_every_metric_under_its_own_name(fake_run, 
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from freerun.watch.tensorboard import TensorBoard
+    from freerun.watch.tensorboard import TensorBoardSink
 
     run = fake_run(steps=12)
-    sink = TensorBoard(tmp_path)
+    sink = TensorBoardSink(tmp_path)
     run.play(sink)
     sink.close()
     read = EventAccumulator(str(tmp_path))
@@ -74,9 +74,9 @@ def test_what_a_model_wrote_is_a_block_of_code_in_tensorboard(tmp_path: Path) ->
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from freerun.watch.tensorboard import TensorBoard
+    from freerun.watch.tensorboard import TensorBoardSink
 
-    sink = TensorBoard(tmp_path, sample_every=1)
+    sink = TensorBoardSink(tmp_path, sample_every=1)
     sink.sample(a_sample(1, "<img src=x>\n# title"))
     sink.close()
     read = EventAccumulator(str(tmp_path))
@@ -87,11 +87,11 @@ def test_what_a_model_wrote_is_a_block_of_code_in_tensorboard(tmp_path: Path) ->
 
 def test_wandb_gets_every_metric_against_the_trainer_step(fake_run, wandb: FakeWandb) -> None:
     module = importlib.import_module("freerun.watch.wandb")
-    sink = module.WeightsAndBiases(project="p", name="n", config={"seed": 0}, directory="d")
+    sink = module.WandbSink("p", Path("runs/n"), {"seed": 0})
     fake_run(steps=12).play(sink)
     sink.close()
     sink.close()
-    assert wandb.started == {"project": "p", "name": "n", "config": {"seed": 0}, "dir": "d"}
+    assert wandb.started == {"project": "p", "name": "n", "config": {"seed": 0}, "dir": "runs/n"}
     assert wandb.defined == [("trainer_step", None), ("*", "trainer_step")] and wandb.finished == 1
     steps = [row for row in wandb.logged if "reward/mean" in row]
     assert [row["trainer_step"] for row in steps] == list(range(1, 13))
@@ -101,7 +101,7 @@ def test_wandb_gets_every_metric_against_the_trainer_step(fake_run, wandb: FakeW
 
 def test_the_table_of_samples_for_wandb_is_bounded_and_spans_the_run(wandb: FakeWandb) -> None:
     module = importlib.import_module("freerun.watch.wandb")
-    sink = module.WeightsAndBiases(project="p", name="n", config={}, directory="d", max_samples=50)
+    sink = module.WandbSink("p", Path("runs/n"), {}, max_samples=50)
     for step in range(1000):
         sink.sample(a_sample(step))
     sink.close()

@@ -1,6 +1,7 @@
 """The live view: what it shows at which width, in a terminal and in a pipe."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,15 @@ def test_the_end_shows_accuracy_before_and_after_with_problems_interval_time_and
     for wanted in ("256", "before (step 0)", "after (step 40)", "34.8%", "29.2% – 40.8%", "gain", "40 steps", "10m", str(long),
                    str(long / "report.html")):
         assert wanted in text, wanted
+
+
+def test_a_resumed_run_compares_with_the_evaluation_before_the_first_attempt() -> None:
+    console = a_pipe()
+    record = EvalRecord(step=0, split="heldout", accuracy=0.25, count=256, oldest=0, newest=0, seconds=1.0)
+    view = Terminal("x", console=console, earlier=[record])
+    view.evaluation(replace(record, step=9, accuracy=0.75))
+    view.close()
+    assert "+50.0" in console.file.getvalue()
 
 
 def test_a_run_that_ended_before_its_first_evaluation_still_says_where_its_records_are() -> None:
