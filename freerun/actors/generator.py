@@ -3,34 +3,15 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-from transformers import PreTrainedModel
+from typing import Literal
 
 from freerun.actors.engine import Finished
 from freerun.actors.native import NativeEngine
 from freerun.actors.paths import layers, verified
 from freerun.errors import ConfigError, DataError
-from freerun.types import CachePolicy, Failure, FailureKind, Prompt, Request, Trajectory, WeightsRef
+from freerun.models.base import ModelConfig
+from freerun.types import CachePolicy, Failure, FailureKind, Request, Trajectory, WeightsRef
 from freerun.weights.channel import Subscriber
-
-
-class LanguageModel(Protocol):
-    """What the generator needs of a model: the network, its text interface, and its limits."""
-
-    model: PreTrainedModel
-    context: int
-    eos: frozenset[int]
-
-    def encode(self, prompt: Prompt) -> list[int]: ...
-
-    def decode(self, tokens: Sequence[int]) -> str: ...
-
-
-class ModelConfig(Protocol):
-    """A frozen description of a model that can be built where the executor lives."""
-
-    def build(self, *, dtype: str, device: str) -> LanguageModel: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
