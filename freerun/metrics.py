@@ -100,7 +100,7 @@ def plain(metrics: Mapping[str, Metric]) -> dict[str, float | dict[int, float]]:
 
 
 IDLE = "idle"
-"""`Event.what` of a span in which an executor waited; `detail["why"]` says for what."""
+"""`Event.what` of a span in which an executor waited; `detail["why"]` says why: "waiting for groups 3 to 12"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ class EvalRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorStatus:
-    """What an executor is doing ("decoding 48 responses"), or what it waits for ("weights of version 7"), and since when."""
+    """What an executor is doing ("decoding 48 responses"), or why it does nothing ("waiting for 3 groups"), and since when."""
 
     state: Literal["busy", "idle"]
     what: str

@@ -135,11 +135,10 @@ def policy_line(last: StepRecord) -> Text:
 
 def executor_line(name: str, executor: ExecutorStatus, now: float, idle: float) -> tuple[Text, Text]:
     busy = executor.state == "busy"
-    what = executor.what if busy or not executor.what else f"waits for {executor.what}"
     line = Text.assemble(("● busy ", BUSY) if busy else ("○ idle ", IDLE_COLOUR), (f"{duration(now - executor.since):>6}", ""))
     if not math.isnan(idle):
         line.append(f"  {idle:4.0%} idle", "dim")
-    return Text(name, "bold", overflow="ellipsis", no_wrap=True), line.append(f"  {what}")
+    return Text(name, "bold", overflow="ellipsis", no_wrap=True), line.append(f"  {executor.what}")
 
 
 def idle_share(last: StepRecord | None, name: str) -> float:

@@ -82,7 +82,7 @@ class FakeRun:
             begin = start + (end - start) * (group + self.random.random()) / 13
             yield span("rewarder", "score", begin, min(end, begin + self.random.expovariate(2.0)), doing="scoring 8 responses")
         wait = start + (end - start) * 0.22 * self.random.random()
-        yield span("trainer", IDLE, start, wait, why="groups 3 to 12 of the step")
+        yield span("trainer", IDLE, start, wait, why="waiting for groups 3 to 12 of the step")
         yield span("trainer", "train", wait, end - 0.9, doing="forward and backward of 12 groups")
         yield span("trainer", "update", end - 0.9, end - 0.2, doing="optimiser step")
         yield span("trainer", "publish", end - 0.2, end, doing=f"publishing version {step}")
@@ -126,8 +126,8 @@ class FakeRun:
             step=step, total_steps=self.steps, seconds=now,
             executors={
                 "generator": ExecutorStatus(state="busy", what="decoding 48 responses, 12 waiting", since=now - 0.4),
-                "rewarder": ExecutorStatus(state="idle", what="finished groups", since=now - 2.4),
-                "trainer": ExecutorStatus(state="idle", what="groups 4 to 12 of step 8", since=now - 1.2),
+                "rewarder": ExecutorStatus(state="idle", what="waiting for finished groups", since=now - 2.4),
+                "trainer": ExecutorStatus(state="idle", what="waiting for groups 4 to 12 of step 8", since=now - 1.2),
             },
             items={"admitted": 12 * step + 24, "waiting": 0, "in_flight": 21, "stored": 3, "training": 0, "trained": 12 * step,
                    "dropped": 0},

@@ -49,7 +49,7 @@ def test_the_view_shows_everything_that_a_reader_asks_of_a_run(fake_run) -> None
     state = state_of(fake_run(steps=12))
     text = "\n".join(shown(state, width=80, now=state.status.seconds))
     for wanted in ("step 12 of 12", "held-out", "reward", "▁", "tok/s generated", "trained", "lag", "█", "ess", "mismatch",
-                   "generator", "● busy", "trainer", "○ idle", "waits for groups 4 to 12", "21 in flight", "0 dropped"):
+                   "generator", "● busy", "trainer", "○ idle", "waiting for groups 4 to 12", "21 in flight", "0 dropped"):
         assert wanted in text, wanted
 
 

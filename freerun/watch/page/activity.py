@@ -35,9 +35,9 @@ def picture(title: str, about: str, drawn: Html) -> Html:
 
 
 def accounting(run: RunRecords, colours: Mapping[str, int]) -> Html:
-    """The table of who was busy with what, and who waited for what."""
+    """The table of who was busy with what, and who was idle why."""
     head = el("tr", el("th", "executor"), el("th", "busy", class_="num"), el("th", "idle", class_="num"), el("th", "work"),
-              el("th", "waited for"))
+              el("th", "idle because"))
     rows = [account_row(account, colours) for account in accounts(run.events, 0.0, run.seconds)]
     table = el("div", el("table", head, rows), class_="wide")
     about = "shares of the whole run; N stands for any number"

@@ -17,14 +17,17 @@ def hero(run: RunRecords) -> Html:
 
 
 def before_and_after(run: RunRecords) -> Html:
-    """Held-out accuracy of the largest split; without evaluations the reward, which says less and says so."""
+    """Held-out accuracy of the largest split, coloured only if the interval of the gain excludes 0; without evaluations the
+    reward, which says less and says so."""
     records = headline(run.evaluations)
     if len(records) > 1:
         first, last = records[0], records[-1]
         low, high = gain_interval(first.accuracy, first.count, last.accuracy, last.count)
         said = (f"{100 * (last.accuracy - first.accuracy):+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}), "
                 f"{last.count} problems that training never saw, before and after {last.step} steps")
-        return _card("Held-out accuracy", [percent(first.accuracy), percent(last.accuracy)], said, whiskers([first, last]))
+        look = "after good" if low > 0 else "after bad" if high < 0 else "after"
+        values = [percent(first.accuracy), percent(last.accuracy)]
+        return _card("Held-out accuracy", values, said, whiskers([first, last]), look)
     if records:
         said = f"of {records[0].count} problems that training never saw, after step {records[0].step}"
         return _card("Held-out accuracy", [percent(records[0].accuracy)], said, whiskers(records))
@@ -36,8 +39,8 @@ def before_and_after(run: RunRecords) -> Html:
     return _card("Training reward", ends, f"mean of the first and the last {few} steps; nothing was held out", None)
 
 
-def _card(title: str, values: Sequence[str], said: str, picture: Html | None) -> Html:
-    change = [el("span", "→", class_="arrow"), el("span", values[1], class_="after")] if len(values) > 1 else None
+def _card(title: str, values: Sequence[str], said: str, picture: Html | None, look: str = "after") -> Html:
+    change = [el("span", "→", class_="arrow"), el("span", values[1], class_=look)] if len(values) > 1 else None
     large = el("div", values[0], change, class_="big")
     return el("div", el("h3", title), large, el("p", said, class_="soft small"), picture, class_="card")
 
@@ -53,7 +56,7 @@ def whiskers(records: Sequence[EvalRecord]) -> Html:
     parts += [el("text", f"{share:.0%}", x=x(share), y=foot + 28, text_anchor=anchor) for share, anchor in labels]
     for i, record in enumerate(records):
         low, high = wilson(record.accuracy, record.count)
-        y, shade = 12 + ROW * i, "var(--good)" if i == len(records) - 1 else "var(--soft)"
+        y, shade = 12 + ROW * i, "var(--c0)" if i == len(records) - 1 else "var(--soft)"
         said = f"after step {record.step}: {percent(record.accuracy)}, 95% interval {percent(low)} to {percent(high)}"
         line = el("line", x1=x(low), x2=x(high), y1=y, y2=y, stroke=shade, stroke_width=7, stroke_linecap="round", opacity=0.35)
         parts.append(el("g", el("title", said), line, el("circle", cx=x(record.accuracy), cy=y, r=6, fill=shade)))

@@ -28,7 +28,8 @@ p { margin: 4px 0 12px; } .soft { color: var(--soft); } .small { font-size: 13px
 .hero { display: grid; gap: 14px; grid-template-columns: minmax(0, 5fr) minmax(0, 7fr); margin-top: 20px; }
 @media (max-width: 820px) { .hero { grid-template-columns: minmax(0, 1fr); } }
 .big { font-size: clamp(30px, 4.6vw, 44px); line-height: 1.15; font-weight: 700; letter-spacing: -0.02em; white-space: nowrap; }
-.big .arrow { color: var(--soft); font-weight: 400; padding: 0 0.15em; } .big .after { color: var(--good); }
+.big .arrow { color: var(--soft); font-weight: 400; padding: 0 0.15em; }
+.big .good { color: var(--good); } .big .bad { color: var(--bad); }
 .tiles { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
 .tile b { display: block; font-size: 22px; line-height: 1.25; letter-spacing: -0.01em; } .tile { padding: 12px 16px; }
 figure { display: flex; flex-direction: column; } figure > svg { margin-top: auto; } figure.top > svg { margin-top: 0; }

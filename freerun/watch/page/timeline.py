@@ -135,8 +135,7 @@ def _joined(spans: Sequence[Event], x_axis: Axis) -> list[Event]:
 def _span(e: Event, x_axis: Axis, top: float, height: float, index: int | None) -> Html:
     left, right = max(x_axis(e.start), LEFT), min(x_axis(e.end), WIDTH - RIGHT)
     said = e.detail.get("why" if index is None else "doing", "")
-    words = f"waits for {said}" if index is None and said else said or e.what
-    title = f"{words}\n{duration(e.end - e.start)}, from {duration(e.start)}"
+    title = f"{said or e.what}\n{duration(e.end - e.start)}, from {duration(e.start)}"
     look = {"class_": "idle", "fill": "transparent"} if index is None else {"class_": "span", "fill": colour(index)}
     air = 0.6 if right - left > 3 else 0.0
     return el("rect", el("title", title), x=left, y=top, width=max(right - left - air, 0.4),
