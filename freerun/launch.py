@@ -24,6 +24,7 @@ from freerun.recipes.base import RunConfig, WarmStartConfig
 from freerun.rewards.pool import RewarderExecutor
 from freerun.tasks.base import Task
 from freerun.trainer.trainer import TrainerExecutor, check
+from freerun.weights import shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ async def launch(
         return Outcome(not controller.stopping, controller.step, config.control.steps, tuple(controller.evaluations))
     finally:
         await placement.stop()
+        # What a killed trainer, of this run or of an earlier one, left in shared memory; the living keep theirs locked.
+        shared.sweep()
 
 
 async def warm_start(controller: Controller, stage: WarmStartConfig, task: Task) -> None:

@@ -1,0 +1,105 @@
+"""Configs: shown, changed by dotted keys, dumped, compared."""
+
+import enum
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from freerun import config as configs
+from freerun.errors import ConfigError
+
+
+class Kind(enum.StrEnum):
+    ONE = "one"
+    TWO = "two"
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    lr: float = 1e-3
+    kind: Kind = Kind.ONE
+    names: tuple[str, ...] = ()
+    mode: Literal["fast", "slow"] = "fast"
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+    seed: int = 0
+    limit: int | None = None
+    on: bool = False
+
+
+def test_every_leaf_is_shown_under_its_dotted_path():
+    assert configs.flatten(Outer()) == {
+        "inner.lr": 1e-3,
+        "inner.kind": Kind.ONE,
+        "inner.names": (),
+        "inner.mode": "fast",
+        "seed": 0,
+        "limit": None,
+        "on": False,
+    }
+
+
+def test_overrides_are_read_by_the_type_of_the_field():
+    text = "inner.lr=2e-4 inner.kind=two inner.names=a,b inner.mode=slow seed=1_000 limit=5 on=yes"
+    changes = dict(word.split("=") for word in text.split())
+    changed = configs.override(Outer(), changes)
+    assert changed == Outer(inner=Inner(2e-4, Kind.TWO, ("a", "b"), "slow"), seed=1000, limit=5, on=True)
+    assert configs.override(changed, {"limit": "none"}).limit is None
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "said"),
+    [
+        ("inner.lrr", "1", "inner.lr"),
+        ("sead", "1", "seed"),
+        ("inner", "1", "recipe function"),
+        ("seed.deeper", "1", "not a section"),
+        ("seed", "1.5", "int"),
+        ("on", "maybe", "bool"),
+        ("inner.kind", "three", "one, two"),
+        ("inner.mode", "warp", "fast, slow"),
+    ],
+)
+def test_a_bad_override_is_one_error_that_names_what_would_do(key, text, said):
+    with pytest.raises(ConfigError) as error:
+        configs.override(Outer(), {key: text})
+    assert said in str(error.value)
+
+
+def test_an_override_leaves_the_original_alone():
+    original = Outer()
+    configs.override(original, {"inner.lr": "9"})
+    assert original == Outer()
+
+
+def test_differences_name_the_path_and_both_values():
+    other = configs.override(Outer(), {"inner.lr": "0.5", "limit": "3"})
+    assert configs.differences(configs.dump(Outer()), configs.dump(other)) == ["inner.lr: 0.001 -> 0.5", "limit: None -> 3"]
+    assert configs.differences(configs.dump(other), configs.dump(other)) == []
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_no_key_and_no_value_raises_anything_but_a_config_error(key, text):
+    try:
+        configs.override(Outer(), {key: text})
+    except ConfigError as error:
+        assert error.what
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers())
+def test_a_number_written_out_is_read_back(lr, seed):
+    changed = configs.override(Outer(), {"inner.lr": repr(lr), "seed": str(seed)})
+    assert (changed.inner.lr, changed.seed) == (lr, seed)
+
+
+def test_reading_configs_imports_no_torch():
+    code = "import sys, freerun.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
