@@ -1,7 +1,7 @@
 """A mix of arithmetic for chat models, asked after a worked example of the same kind: `27 + 82`, answered `27 + 82 = 109`.
 
-Repeating the question before the answer matters: SmolLM2-135M solves about a third of two-digit sums this way and almost none when it
-is to give the digits alone. Problems of one kind share their prompt up to the question, so that part is computed once.
+Repeating the question before the answer matters: SmolLM2-135M solves about a third of two-digit sums this way and almost none
+when it is to give the digits alone. Problems of one kind share their prompt up to the question, so that part is computed once.
 """
 
 import random
