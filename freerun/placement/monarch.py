@@ -6,6 +6,9 @@ of this host only. Nothing else in the package but `weights.monarch` imports it.
 """
 
 import asyncio
+import atexit
+import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -16,7 +19,16 @@ from typing import Any
 
 import monarch.actor
 from monarch._rust_bindings.monarch_hyperactor.supervision import SupervisionError
-from monarch.actor import Actor, ActorError, MeshFailure, ProcMesh, concurrent_endpoint, default_bootstrap_cmd, this_host
+from monarch.actor import (
+    Actor,
+    ActorError,
+    MeshFailure,
+    ProcMesh,
+    concurrent_endpoint,
+    default_bootstrap_cmd,
+    shutdown_context,
+    this_host,
+)
 
 from freerun.errors import FreerunError
 from freerun.placement import resident, wire
@@ -115,7 +127,7 @@ class MonarchPlacement:
 
     async def spawn(self, specs: Sequence[ExecutorSpec]) -> Mapping[str, MonarchHandle]:
         """See `base.Placement.spawn`. Processes start side by side."""
-        monarch.actor.unhandled_fault_hook = _drop
+        _take_over_endings()
         self._guardian = self._guardian or Guardian()
         self._specs |= {spec.name: spec for spec in specs}
         handles = await asyncio.gather(*(self._start(spec) for spec in specs), return_exceptions=True)
@@ -200,6 +212,19 @@ class MonarchPlacement:
         await end(processes, patience=patience)
         for process in processes:
             self._guardian.release(process.pid)
+
+
+@functools.cache
+def _take_over_endings() -> None:
+    """Once per process: a dead executor does not end it, and its own end does not complain when Monarch takes over a second."""
+    this_host()
+    monarch.actor.unhandled_fault_hook = _drop
+    atexit.register(_shut_down)
+
+
+def _shut_down() -> None:
+    with contextlib.suppress(TimeoutError):
+        shutdown_context(host_timeout=1.0).get(timeout=3.0)
 
 
 def _drop(failure: MeshFailure) -> None:

@@ -1,0 +1,125 @@
+"""Weights between hosts: one-sided reads of the publisher's memory, over RDMA where there is any, else over Monarch's TCP.
+
+Both ends must live in executors under `placement.monarch`: Monarch finds its own process through the context of the call. A
+version is one flat buffer, registered once and reused, because registering many small tensors costs more than moving them.
+It begins with a header of 64 bytes, of which the first eight are the version (-1 while it is being written). The publisher
+takes no part in a read, so readers cost the trainer nothing but bandwidth. Buffers are in CPU memory.
+
+Shape suffix: N bytes of a flat buffer.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from monarch.rdma import RDMABuffer, RDMATcpFallbackWarning, get_rdma_backend
+from torch import Tensor
+
+from freerun.types import WeightsRef
+from freerun.weights.buffers import Pool
+from freerun.weights.channel import checksum, dtype_named, fill, manifest_of, unreachable, verify_bytes, views
+
+TRANSPORT = "monarch"
+HEADER = 64
+WRITING = -1
+
+log = logging.getLogger(__name__)
+
+
+def publisher(*, dtype: str = "auto", checksum: bool = False) -> Callable[[], "MonarchPublisher"]:
+    """Factory of the trainer's end. `dtype` is a torch dtype's name, or `"auto"` to publish tensors as they are."""
+    return partial(MonarchPublisher, dtype=dtype_named(dtype), checksum=checksum)
+
+
+def subscriber(*, timeout: int = 300) -> Callable[[], "MonarchSubscriber"]:
+    """Factory of a reader's end. `timeout` is the most seconds that one read may take."""
+    return partial(MonarchSubscriber, timeout=timeout)
+
+
+@dataclass(slots=True)
+class _Region:
+    """Memory that other processes may read."""
+
+    memory_N: Tensor
+    remote: RDMABuffer
+
+    def mark(self, version: int) -> None:
+        self.memory_N[:8].view(torch.int64).fill_(version)
+
+
+def _allocate(size: int) -> _Region:
+    memory_N = torch.zeros(HEADER + size, dtype=torch.uint8)  # zeros: every page is there before the first version is timed
+    return _Region(memory_N, RDMABuffer(memory_N))
+
+
+def _discard(region: _Region) -> None:
+    region.mark(WRITING)
+    region.remote.drop().get()
+
+
+class MonarchPublisher:
+    """See `channel.Publisher`."""
+
+    def __init__(self, *, dtype: torch.dtype | None, checksum: bool) -> None:
+        warnings.filterwarnings("ignore", category=RDMATcpFallbackWarning)  # said once, in the log, instead
+        log.info("weights travel over Monarch's backend '%s'", get_rdma_backend())
+        self._dtype, self._checksum = dtype, checksum
+        self._pool: Pool[_Region] = Pool(_allocate, _discard, transport=TRANSPORT)
+
+    def publish(self, version: int, tensors: Mapping[str, Tensor]) -> WeightsRef:
+        manifest, size = manifest_of(tensors, self._dtype)
+        region = self._pool.take(version, size)
+        region.mark(WRITING)
+        fill(region.memory_N[HEADER:], manifest, tensors)
+        region.mark(version)
+        self._pool.commit(version, region)
+        return WeightsRef(
+            version=version,
+            transport=TRANSPORT,
+            address=region.remote,
+            manifest=manifest,
+            num_bytes=size,
+            checksum=checksum(region.memory_N[HEADER : HEADER + size]) if self._checksum else "",
+        )
+
+    def pin(self, version: int) -> None:
+        self._pool.pin(version)
+
+    def release(self, version: int) -> None:
+        self._pool.release(version)
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class MonarchSubscriber:
+    """See `channel.Subscriber`. Reads into one buffer of its own, so the tensors are valid until the next adoption."""
+
+    def __init__(self, *, timeout: int) -> None:
+        self._timeout = timeout
+        self._memory_N = torch.empty(0, dtype=torch.uint8)
+
+    def adopt(self, ref: WeightsRef, *, verify: bool = False) -> Mapping[str, Tensor]:
+        if ref.transport != TRANSPORT:
+            raise unreachable(ref, TRANSPORT)
+        if len(self._memory_N) < ref.address.size():
+            self._memory_N = torch.zeros(ref.address.size(), dtype=torch.uint8)
+        try:
+            ref.address.read_into(self._memory_N, timeout=self._timeout).get()
+        except (
+            Exception
+        ) as error:  # Monarch's kinds of failure are not documented; whichever it is, the version is out of reach
+            raise unreachable(ref, TRANSPORT) from error
+        if int(self._memory_N[:8].view(torch.int64)) != ref.version:
+            raise unreachable(ref, TRANSPORT)
+        buffer_N = self._memory_N[HEADER : HEADER + ref.num_bytes]
+        if verify:
+            verify_bytes(buffer_N, ref)
+        return views(buffer_N, ref.manifest)
+
+    def close(self) -> None:
+        """Free the buffer, once no tensor views it."""
+        self._memory_N = torch.empty(0, dtype=torch.uint8)
