@@ -67,7 +67,7 @@ def test_the_aipo_loss_and_its_gradient_are_those_of_the_package(minimal, rho):
     right.backward()
     assert left.item() == pytest.approx(right.item(), rel=1e-5)
     assert torch.allclose(left_BT.grad, right_BT.grad, atol=1e-7)
-    assert out.metrics["truncated"].value > 0 or rho == math.inf
+    assert out.metrics["ratio/clipped"].value > 0 or rho == math.inf
 
 
 @pytest.mark.parametrize(("max_lag", "batch"), [(0, 1), (0, 3), (1, 4), (3, 2)])

@@ -17,6 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from freerun.errors import ConfigError
+from freerun.metrics import describe
 from freerun.ops.reduce import Reduction
 from freerun.types import COLUMNS, Batch
 from tools import source
@@ -99,9 +100,10 @@ def test_metrics_of_micro_batches_merge_to_those_of_the_whole(config, toy, tools
     whole = tools.step_loss(config.build(), [(toy.outputs(toy.parameters), toy.batch)])[1]
     cut = tools.step_loss(config.build(), [(toy.outputs(toy.parameters, rows), toy.batch.rows(rows)) for rows in parts])[1]
     assert set(whole) == set(cut)
-    assert whole
     for name, metric in whole.items():
         assert cut[name].value == pytest.approx(metric.value, rel=1e-5)
+        # A name with a slash is one of the table of metrics, any other gets the prefix `algorithm/` from the trainer.
+        assert describe(name if "/" in name else f"algorithm/{name}")
 
 
 def test_needs_are_the_columns_that_are_read(config, toy):
@@ -219,6 +221,13 @@ def test_a_group_baseline_gives_no_credit_where_there_is_nothing_to_compare(poli
     for rewards in ([1.0], [1.0, 1.0, 1.0]):
         advantage_G, _ = algorithm.credit(tools.group_of(rewards), algorithm.init())
         assert bool((advantage_G == 0).all()) == algorithm.group_baseline
+
+
+def test_advantages_gate_the_loss_just_where_the_algorithm_says_so(config, toy, tools):
+    """The trainer does not compute trajectories without credit if the algorithm declares that they cannot matter."""
+    algorithm = config.build()
+    gradient = tools.step_gradient(algorithm, toy, toy.batch.with_columns(advantage=torch.zeros_like(toy.batch["advantage"])))
+    assert bool((gradient == 0).all()) == algorithm.advantage_gates
 
 
 def test_a_batch_without_a_single_action_has_zero_gradient(config, toy, tools):

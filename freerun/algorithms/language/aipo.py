@@ -47,6 +47,7 @@ class Config:
             terms=(Term(name="policy", loss=partial(policy_loss, config=self), reduction=Reduction(self.reduction)),),
             needs=frozenset({"mask", "advantage", "logp_behaviour"}),
             group_baseline=True,
+            advantage_gates=True,
         )
 
 
@@ -57,4 +58,4 @@ def policy_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config)
     weight_BT = u_BT.clamp(max=math.log(config.rho)).exp()
     detached = config.gradient == "detached"
     loss_BT = losses.score_loss(logp_BT, advantage_BT, weight_BT) if detached else losses.ratio_loss(weight_BT, advantage_BT)
-    return LossOut(loss_BT, means(batch["mask"], ratio=u_BT.exp(), weight=weight_BT, truncated=u_BT > math.log(config.rho)))
+    return LossOut(loss_BT, means(batch["mask"], **{"weight": weight_BT, "ratio/clipped": u_BT > math.log(config.rho)}))

@@ -63,6 +63,7 @@ class Config:
             terms=(Term(name="policy", loss=partial(policy_loss, config=self), reduction=Reduction(self.reduction)),),
             needs=frozenset({"mask", "advantage", "logp_behaviour", COLUMNS[self.proximal]}),
             group_baseline=True,
+            advantage_gates=True,
         )
 
 
@@ -79,8 +80,13 @@ def policy_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config)
         weight_BT = torch.where(beyond_BT, 0.0, weight_BT)
     u_BT = losses.log_ratio(logp_BT, proximal_BT)
     loss_BT, clipped_BT = losses.clipped_surrogate(u_BT, batch["advantage"], low=config.clip_low, high=config.clip_high)
-    metrics = means(batch["mask"], ratio=u_BT.exp(), clipped=clipped_BT, weight=weight_BT, beyond_cap=beyond_BT)
-    return LossOut(weight_BT.detach() * loss_BT, metrics)
+    metrics = {
+        "proximal_ratio": u_BT.exp(),
+        "weight": weight_BT,
+        "beyond_cap": beyond_BT,
+        "ratio/clipped": clipped_BT | beyond_BT,
+    }
+    return LossOut(weight_BT.detach() * loss_BT, means(batch["mask"], **metrics))
 
 
 def interpolated(behaviour_BT: Tensor, current_BT: Tensor, lag_BT: Tensor) -> Tensor:

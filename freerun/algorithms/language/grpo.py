@@ -69,6 +69,7 @@ class Config:
             terms=(policy, reference) if uses_kl else (policy,),
             needs=frozenset({"mask", "advantage", PROXIMAL[self.proximal]} | ({"logp_reference"} if uses_kl else set())),
             group_baseline=True,
+            advantage_gates=not uses_kl,
         )
 
 
@@ -77,9 +78,9 @@ def policy_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config)
     loss_BT, clipped_BT = losses.clipped_surrogate(
         u_BT, batch["advantage"], low=config.clip_low, high=config.clip_high, dual=config.dual_clip
     )
-    return LossOut(loss_BT, means(batch["mask"], ratio=u_BT.exp(), clipped=clipped_BT))
+    return LossOut(loss_BT, means(batch["mask"], **{"proximal_ratio": u_BT.exp(), "ratio/clipped": clipped_BT}))
 
 
 def kl_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config) -> LossOut:
     loss_BT = KL_ESTIMATORS[config.kl_estimator](losses.log_ratio(outputs["logp"], batch["logp_reference"]))
-    return LossOut(loss_BT, means(batch["mask"], kl=loss_BT))
+    return LossOut(loss_BT, means(batch["mask"], **{"kl/reference": loss_BT}))

@@ -20,7 +20,7 @@ from typing import Literal
 
 from freerun.algorithms.base import Algorithm, LossOut, Outputs, State, Term, check
 from freerun.ops import advantages, losses
-from freerun.ops.reduce import Reduction, means
+from freerun.ops.reduce import Reduction
 from freerun.types import Batch
 
 BASELINES = {"group_mean": advantages.group_mean, "leave_one_out": advantages.leave_one_out, "none": advantages.raw}
@@ -43,10 +43,9 @@ class Config:
             terms=(Term(name="policy", loss=partial(policy_loss, config=self), reduction=Reduction(self.reduction)),),
             needs=frozenset({"mask", "advantage"}),
             group_baseline=self.baseline != "none",
+            advantage_gates=True,
         )
 
 
 def policy_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config) -> LossOut:
-    mask_BT, advantage_BT = batch["mask"], batch["advantage"]
-    loss_BT = losses.score_loss(outputs["logp"], advantage_BT)
-    return LossOut(loss_BT, means(mask_BT, advantage_size=advantage_BT.abs()))
+    return LossOut(losses.score_loss(outputs["logp"], batch["advantage"]))
