@@ -85,8 +85,12 @@ class Admission:
         given = {"batch": batch, "max_lag": max_lag, "window": window, "retries": retries}
         for name, least in (("batch", 1), ("max_lag", 0), ("window", 1), ("retries", 0)):
             if given[name] < least:
-                raise ConfigError(f"admission cannot work with this {name}", given=f"{name} {given[name]}",
-                                  expected=f"at least {least}", todo=f"raise {name}")
+                raise ConfigError(
+                    f"admission cannot work with this {name}",
+                    given=f"{name} {given[name]}",
+                    expected=f"at least {least}",
+                    todo=f"raise {name}",
+                )
         self.batch, self.max_lag, self.window, self.retries = batch, max_lag, window, retries
         self.capacity = (max_lag + 1) * batch
         self.trainer_version = self.published_version = self.next_item = 0
@@ -181,14 +185,17 @@ class Admission:
         the window, none once the step has its `batch` items. A step may be taken in several calls. Raises `StaleItem` if a lag
         is above `lag_bound`, which admission makes impossible."""
         if version != self.trainer_version:
-            raise IllegalTransition("a step is being made at a version that is not the trainer's", given=f"version {version}",
-                                    expected=f"version {self.trainer_version}", todo=_BUG)
+            raise _illegal("a step is made at a version that is not the trainer's", version, self.trainer_version)
         items = self._order.takeable(min(n, self.batch - len(self._training)))
         for item in items:
             lag = version - self.items[item].oldest
             if lag > self.lag_bound:
-                raise StaleItem(f"item {item} is too old to train on", given=f"lag {lag}, trainer at version {version}",
-                                expected=f"lag at most {self.lag_bound}", todo=_BUG)
+                raise StaleItem(
+                    f"item {item} is too old to train on",
+                    given=f"lag {lag}, trainer at version {version}",
+                    expected=f"lag at most {self.lag_bound}",
+                    todo=_BUG,
+                )
         for item in items:
             self._order.take(item)
             self._move(self.items[item], State.TRAINING)
@@ -199,8 +206,7 @@ class Admission:
         """The step on `items`, which are all that were taken since the last one and exactly `batch`, has made `version`."""
         given, expected = (version, sorted(items)), (self.trainer_version + 1, sorted(self._training))
         if given != expected or len(items) != self.batch:
-            raise IllegalTransition("a step closed that does not fit what was taken for it", given=f"version and items {given}",
-                                    expected=f"{expected}, and {self.batch} items", todo=_BUG)
+            raise _illegal("a step closed that does not fit what was taken for it", given, f"{expected}: {self.batch} items")
         for item in items:
             self._move(self.items[item], State.TRAINED)
         self.ledger.train(items, version)
@@ -209,10 +215,8 @@ class Admission:
     def published(self, version: int) -> None:
         """Actors can have `version` from now on: the slots of the items of its step, and of steps before it, are free."""
         if not self.published_version < version <= self.trainer_version:
-            raise IllegalTransition(
-                "a version was published out of turn", given=f"version {version}, after {self.published_version}",
-                expected=f"a newer one that a step has made, so at most {self.trainer_version}", todo=_BUG,
-            )
+            expected = f"above {self.published_version} and at most {self.trainer_version}"
+            raise _illegal("a version was published out of turn", version, expected)
         self.published_version = version
         for done in [v for v in self._unpublished if v <= version]:
             for item in self._unpublished.pop(done):
@@ -231,22 +235,32 @@ class Admission:
         ended = list(self.ledger.ended())
         ids = [*ended, *(i for i, entry in self.items.items() if entry.state != State.TRAINED)]
         history = Ledger(self.ledger.trained, self.ledger.dropped)
-        recount = {"admitted": self.next_item, **{str(s): live[s] for s in State}, "trained": history.num_trained,
-                   "dropped": history.num_dropped.total(), **{f"dropped/{r}": n for r, n in history.num_dropped.items()}}
+        recount = {
+            "admitted": self.next_item,
+            **{str(s): live[s] for s in State},
+            "trained": history.num_trained,
+            "dropped": history.num_dropped.total(),
+            **{f"dropped/{r}": n for r, n in history.num_dropped.items()},
+        }
         if recount != self.counts() or sorted(ids) != list(range(self.next_item)) or len(self.items) > self.capacity:
-            raise IllegalTransition(
-                "the accounts of the store do not balance", given=f"{self.counts()} in {len(self.items)} slots",
-                expected=f"{recount} in at most {self.capacity} slots, and every item once", todo=_BUG,
-            )
+            given, expected = f"{self.counts()} in {len(self.items)} slots", f"{recount}, every item once, in {self.capacity}"
+            raise _illegal("the accounts of the store do not balance", given, expected)
 
     def state(self) -> dict[str, Any]:
         """A snapshot of everything, JSON-able; it belongs into the checkpoint of the trainer at `trainer_version`."""
         return {
-            "batch": self.batch, "max_lag": self.max_lag, "window": self.window, "retries": self.retries,
-            "trainer_version": self.trainer_version, "published_version": self.published_version, "next_item": self.next_item,
-            "items": {str(i): asdict(entry) for i, entry in self.items.items()}, "order": self._order.state(),
+            "batch": self.batch,
+            "max_lag": self.max_lag,
+            "window": self.window,
+            "retries": self.retries,
+            "trainer_version": self.trainer_version,
+            "published_version": self.published_version,
+            "next_item": self.next_item,
+            "items": {str(i): asdict(entry) for i, entry in self.items.items()},
+            "order": self._order.state(),
             "unpublished": {str(v): list(items) for v, items in self._unpublished.items()},
-            "failures": dict(self.failures), "ledger": self.ledger.state(),
+            "failures": dict(self.failures),
+            "ledger": self.ledger.state(),
         }
 
     @classmethod
@@ -277,8 +291,7 @@ class Admission:
         entry = self.items.get(item)
         if entry is None or entry.state not in states:
             where = entry.state if entry else self.ledger.outcome(item) if item < self.next_item else "never admitted"
-            raise IllegalTransition(f"cannot {transition} item {item}", given=f"it is: {where}", expected=" or ".join(states),
-                                    todo=_BUG)
+            raise _illegal(f"cannot {transition} item {item}", f"it is: {where}", " or ".join(states))
         return entry
 
     def _check_version(self, item: int, transition: str, version: int, admitted: int) -> None:
@@ -299,3 +312,7 @@ class Admission:
         self._counts[entry.state] -= 1
         self._counts[state] += 1
         entry.state = state
+
+
+def _illegal(what: str, given: object, expected: object) -> IllegalTransition:
+    return IllegalTransition(what, given=given, expected=expected, todo=_BUG)

@@ -110,8 +110,12 @@ class Journal:
         except OSError as error:
             self._file.truncate(self._end)
             self._file.seek(self._end)
-            raise CheckpointError(f"item {record.item} could not be written to the journal", given=f"{self.path}: {error}",
-                                  expected="room and permission to write", todo="make room, then `freerun resume`") from error
+            raise CheckpointError(
+                f"item {record.item} could not be written to the journal",
+                given=f"{self.path}: {error}",
+                expected="room and permission to write",
+                todo="make room, then `freerun resume`",
+            ) from error
         self._end += len(data)
 
     def _frames(self) -> Iterator[tuple[bytes, int]]:
@@ -139,7 +143,9 @@ class Journal:
 
     def _damage(self, offset: int, what: str) -> CheckpointError:
         return CheckpointError(
-            "the journal is damaged", given=f"{self.path}, byte {offset}: {what}", expected="a journal, whole but for its end",
+            "the journal is damaged",
+            given=f"{self.path}, byte {offset}: {what}",
+            expected="a journal, whole but for its end",
             todo="restore the file, or remove it: what was finished since the checkpoint is then generated again",
         )
 

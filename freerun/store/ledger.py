@@ -48,8 +48,10 @@ class Ledger:
 
     def state(self) -> dict[str, Any]:
         """A snapshot, JSON-able."""
-        return {"trained": {str(version): _copy(runs) for version, runs in self.trained.items()},
-                "dropped": {reason: _copy(runs) for reason, runs in self.dropped.items()}}
+        return {
+            "trained": {str(version): _copy(runs) for version, runs in self.trained.items()},
+            "dropped": {reason: _copy(runs) for reason, runs in self.dropped.items()},
+        }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Ledger":

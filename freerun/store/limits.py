@@ -121,8 +121,10 @@ class SamplesPerInsert:
         if self.ratio <= 0 or self.min_size < 1:
             return f"ratio {self.ratio} and min size {self.min_size} must be positive, or an empty table holds inserts back"
         if self.error_buffer < buffer:
-            return (f"with an error buffer of {self.error_buffer} there are levels at which neither one insert nor a batch of "
-                    f"{self.batch} draws is allowed; from (ratio + batch) / 2 = {buffer} there are none")
+            return (
+                f"with an error buffer of {self.error_buffer} there are levels at which neither one insert nor a batch of "
+                f"{self.batch} draws is allowed; from (ratio + batch) / 2 = {buffer} there are none"
+            )
         if uses and self.ratio > uses:
             return f"{self.ratio} draws per insert are asked for, of items that may be drawn {uses} times"
         if uses and self.batch > self.min_size:

@@ -30,8 +30,12 @@ class Mix:
     def __init__(self, tables: Mapping[str, Table], shares: Mapping[str, Share], *, consumer: str, n: int) -> None:
         bends = [[share.at(step) for share in shares.values()] for step in {0, *(share.steps for share in shares.values())}]
         if tables.keys() != shares.keys() or n < 1 or any(min(bend) < 0 or sum(bend) <= 0 for bend in bends):
-            raise ConfigError("the shares of a mix cannot make a batch", given=f"{dict(shares)} of {n}", todo="correct them",
-                              expected=f"a share for each of {', '.join(tables)}: never negative, never 0 for all; n above 0")
+            raise ConfigError(
+                "the shares of a mix cannot make a batch",
+                given=f"{dict(shares)} of {n}",
+                todo="correct them",
+                expected=f"a share for each of {', '.join(tables)}: never negative, never 0 for all; n above 0",
+            )
         self.tables, self.shares, self.consumer, self.n = tables, shares, consumer, n
         self._owed = dict.fromkeys(shares, 0.0)
         for i, name in enumerate(shares):

@@ -53,8 +53,12 @@ class Recovery:
         if record is None:
             return None
         if record.uid != entry.uid:
-            raise CheckpointError(f"item {item} of the journal was made from another prompt", given=f"prompt {entry.uid}",
-                                  expected=f"prompt {record.uid}", todo="resume with the data set and the seed of the run")
+            raise CheckpointError(
+                f"item {item} of the journal was made from another prompt",
+                given=f"prompt {entry.uid}",
+                expected=f"prompt {record.uid}",
+                todo="resume with the data set and the seed of the run",
+            )
         if record.reason:
             self.admission.drop(item, record.reason)
         elif self.admission.recall(item, record.oldest):

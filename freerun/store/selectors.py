@@ -234,8 +234,12 @@ class PrioritisedSelector(Selector):
     def ready(self, key: int, priority: float) -> None:
         weight = priority**self._exponent if priority > 0 else 0.0
         if not (weight > 0 and math.isfinite(weight)):
-            raise DataError(f"item {key} cannot be drawn with this priority", given=f"priority {priority}, weight {weight}",
-                            expected="a weight that is positive and finite", todo="add a small constant to the priority")
+            raise DataError(
+                f"item {key} cannot be drawn with this priority",
+                given=f"priority {priority}, weight {weight}",
+                expected="a weight that is positive and finite",
+                todo="add a small constant to the priority",
+            )
         if key not in self._place and not self._free:
             self._free.append(len(self._keys))
             self._keys.append(None)
@@ -285,5 +289,6 @@ class PrioritisedSelector(Selector):
 
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
-        raise ConfigError(f"a selector cannot work with this {name}", given=f"{name} {value}", expected="at least 1",
-                          todo=f"raise {name}")
+        raise ConfigError(
+            f"a selector cannot work with this {name}", given=f"{name} {value}", expected="at least 1", todo=f"raise {name}"
+        )

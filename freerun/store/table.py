@@ -81,11 +81,13 @@ class TableConfig:
             if isinstance(consumer.selector, Fifo) and not consumer.uses:
                 raise self._refusal(f"consumer '{name}' draws in order with unlimited uses, so it gets the first item for ever")
             if isinstance(limiter, SamplesPerInsert) and self.remover is None:
-                raise self._refusal(f"consumer '{name}' waits for inserts, which wait for room once the table is full: "
-                                    "it needs a remover")
+                raise self._refusal(
+                    f"consumer '{name}' waits for inserts, which wait for room once the table is full: it needs a remover"
+                )
         if self.remover is None and 0 < len(finite) < len(self.consumers):
-            raise self._refusal("it fills up with items that some consumers never use up, and then nothing new comes for "
-                                + ", ".join(finite))
+            raise self._refusal(
+                "it fills up with items that some consumers never use up, and then nothing new comes for " + ", ".join(finite)
+            )
         if self.remover is None and finite and sum(c.limiter.need - 1 for c in finite.values()) >= self.capacity:
             raise self._refusal(f"{self.capacity} items can be spread over the consumers so that none has what it waits for")
 
@@ -96,8 +98,12 @@ class TableConfig:
         replace(self, consumers={**self.consumers, consumer: replace(settings, limiter=limiter)})
 
     def _refusal(self, why: str) -> ConfigError:
-        return ConfigError(f"table '{self.name}' could wait for ever", given=why,
-                           expected="limits under which somebody can always go on", todo="change the limits named above")
+        return ConfigError(
+            f"table '{self.name}' could wait for ever",
+            given=why,
+            expected="limits under which somebody can always go on",
+            todo="change the limits named above",
+        )
 
 
 class Draw(NamedTuple):
@@ -149,10 +155,8 @@ class Table:
         """Add an item with the columns that are ready; returns the keys that had to go. Raises `IllegalTransition` unless
         `may_insert()` and `key` is larger than any before."""
         if not self.may_insert() or key <= self._last_key:
-            raise IllegalTransition(
-                f"table '{self.config.name}' cannot take item {key} now", given=f"{len(self)} items, last key {self._last_key}",
-                expected="may_insert(), and a key above the last", todo="wait for a draw",
-            )
+            given = f"{len(self)} items, last key {self._last_key}"
+            raise self._illegal(f"cannot take item {key} now", given, "may_insert(), and a key above the last")
         gone = []
         while len(self._entries) >= self.config.capacity and self._remover is not None:
             gone.append(self._remover.select(self._rng)[0])
@@ -176,8 +180,7 @@ class Table:
         """More columns of `key` are ready. Refuses to change one that is, since a consumer may have seen it."""
         entry = self._entry(key)
         if again := sorted(entry.columns.keys() & columns.keys()):
-            raise IllegalTransition(f"columns of item {key} are written twice", given=again, expected="each column once",
-                                    todo="write a changed value under another name")
+            raise self._illegal(f"has these columns of item {key} already", again, "each column once")
         entry.columns.update(columns)
         self._show(key, {name for name, c in self.config.consumers.items() if not columns.keys().isdisjoint(c.needs)})
 
@@ -228,7 +231,9 @@ class Table:
     def state(self) -> dict[str, Any]:
         """A snapshot of the whole index, JSON-able; the values of columns are the caller's to keep."""
         return {
-            "last_key": self._last_key, "counts": dict(self.counts), "rng": self._rng.getstate(),
+            "last_key": self._last_key,
+            "counts": dict(self.counts),
+            "rng": self._rng.getstate(),
             "entries": [[k, e.version, e.priority, sorted(e.columns), dict(e.used)] for k, e in self._entries.items()],
             "selectors": {name: selector.state() for name, selector in self._selectors.items()},
             "remover": self._remover.state() if self._remover is not None else None,
@@ -254,6 +259,10 @@ class Table:
 
     # --- helpers -------------------------------------------------------------------------------------------------------------
 
+    def _illegal(self, what: str, given: object, expected: str) -> IllegalTransition:
+        todo = "this is a bug in the caller"
+        return IllegalTransition(f"table '{self.config.name}' {what}", given=given, expected=expected, todo=todo)
+
     def _level(self, consumer: str) -> Level:
         return Level(self._left[consumer], self.counts["inserted"], self.counts[f"drawn/{consumer}"])
 
@@ -262,8 +271,7 @@ class Table:
 
     def _entry(self, key: int) -> _Entry:
         if key not in self._entries:
-            raise IllegalTransition(f"table '{self.config.name}' has no item {key}", given=f"item {key}",
-                                    expected="an item that has not left", todo="this is a bug in the caller")
+            raise self._illegal(f"has no item {key}", f"{len(self)} items", "an item that has not left")
         return self._entries[key]
 
     def _show(self, key: int, consumers: set[str]) -> None:

@@ -201,10 +201,19 @@ def run(scenario: Scenario, crashes: tuple[int, ...] = (), torn: bool = False) -
 
 
 scenarios = st.builds(
-    Scenario, batch=st.integers(1, 5), max_lag=st.integers(0, 3), window=st.integers(1, 12), retries=st.integers(0, 2),
-    actors=st.integers(1, 6), failing=st.sampled_from([0.0, 0.2]), dying=st.sampled_from([0.0, 0.2]),
-    dropped=st.sampled_from([0.0, 0.2, 0.5]), eager=st.booleans(), publishing=st.sampled_from([0.01, 0.5, 5.0]),
-    checkpoint_every=st.integers(1, 3), seed=st.integers(0, 10**6),
+    Scenario,
+    batch=st.integers(1, 5),
+    max_lag=st.integers(0, 3),
+    window=st.integers(1, 12),
+    retries=st.integers(0, 2),
+    actors=st.integers(1, 6),
+    failing=st.sampled_from([0.0, 0.2]),
+    dying=st.sampled_from([0.0, 0.2]),
+    dropped=st.sampled_from([0.0, 0.2, 0.5]),
+    eager=st.booleans(),
+    publishing=st.sampled_from([0.01, 0.5, 5.0]),
+    checkpoint_every=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
 )
 many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -231,7 +240,9 @@ def test_invariant_3_the_accounts_balance_at_every_event_and_every_run_ends(scen
 @many
 @given(scenarios, st.lists(st.integers(0, 120), max_size=4), st.booleans())
 def test_invariant_4_queue_items_are_trained_exactly_once_across_crashes(
-    scenario: Scenario, crashes: list[int], torn: bool,
+    scenario: Scenario,
+    crashes: list[int],
+    torn: bool,
 ) -> None:
     world, memory = run(scenario, tuple(crashes), torn)
     trained = [item for items in world.weights for item in items]

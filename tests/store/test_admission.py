@@ -32,8 +32,10 @@ def test_the_trace_in_the_documentation_is_what_happens() -> None:
 
 
 def test_the_store_needs_no_torch() -> None:
-    code = ("import sys, freerun.store.mix, freerun.store.recovery; "
-            "print([m for m in ('torch', 'numpy', 'asyncio', 'socket', 'multiprocessing') if m in sys.modules])")
+    code = (
+        "import sys, freerun.store.mix, freerun.store.recovery; "
+        "print([m for m in ('torch', 'numpy', 'asyncio', 'socket', 'multiprocessing') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -70,7 +72,10 @@ def test_a_dropped_item_gives_its_slot_and_its_place_to_another() -> None:
     admission.finish(3, 0)
     assert admission.take(2, 0) == [3]
     assert {k: v for k, v in admission.counts().items() if k.startswith("dropped")} == {
-        "dropped": 2, "dropped/uniform rewards": 1, "dropped/too long": 1}
+        "dropped": 2,
+        "dropped/uniform rewards": 1,
+        "dropped/too long": 1,
+    }
 
 
 def test_a_failure_is_counted_and_retried_at_its_place_then_dropped_for_its_kind() -> None:
@@ -175,10 +180,14 @@ def test_any_sequence_of_calls_keeps_the_books_and_a_refused_call_changes_nothin
         item, version = data.draw(st.integers(0, 6)), data.draw(st.integers(0, 3))
         before = json.dumps(admission.state())
         calls = {
-            "admit": lambda: admission.admit("prompt"), "begin": lambda i=item, v=version: admission.begin(i, v),
-            "finish": lambda i=item, v=version: admission.finish(i, v), "fail": lambda i=item: admission.fail(i, TIMEOUT),
-            "requeue": lambda i=item: admission.requeue(i), "recall": lambda i=item, v=version: admission.recall(i, v),
-            "drop": lambda i=item: admission.drop(i, "a reason"), "take": lambda i=item, v=version: admission.take(i, v),
+            "admit": lambda: admission.admit("prompt"),
+            "begin": lambda i=item, v=version: admission.begin(i, v),
+            "finish": lambda i=item, v=version: admission.finish(i, v),
+            "fail": lambda i=item: admission.fail(i, TIMEOUT),
+            "requeue": lambda i=item: admission.requeue(i),
+            "recall": lambda i=item, v=version: admission.recall(i, v),
+            "drop": lambda i=item: admission.drop(i, "a reason"),
+            "take": lambda i=item, v=version: admission.take(i, v),
             "trained": lambda v=version: admission.trained(list(admission._training), v),
             "published": lambda v=version: admission.published(v),
         }

@@ -42,8 +42,10 @@ def test_what_was_appended_is_read_back_after_reopening(tmp_path: Path, entries:
             for item, (text, oldest, payload) in enumerate(half):
                 journal.finished(item, text, oldest, payload)
                 journal.dropped(item, text, f"reason {text}")
-                expected += [Record(item=item, uid=text, oldest=oldest, payload=payload),
-                             Record(item=item, uid=text, reason=f"reason {text}")]
+                expected += [
+                    Record(item=item, uid=text, oldest=oldest, payload=payload),
+                    Record(item=item, uid=text, reason=f"reason {text}"),
+                ]
             assert list(journal.records()) == expected and journal.cut == ""
 
 
@@ -147,8 +149,15 @@ def test_recovery_is_the_table_in_its_documentation() -> None:
     admission.finish(2, 0)
     state = json.loads(json.dumps(admission.state()))
     # Since then: 2 was stored already, 3 finished, 4 was dropped; 6 and 7, admitted later, finished and were dropped; 5 runs.
-    records = [finished(0), finished(2), finished(3), Record(item=4, uid="prompt 4", reason="timeout"), finished(6, oldest=2),
-               finished(7), Record(item=7, uid="prompt 7", reason="timeout")]
+    records = [
+        finished(0),
+        finished(2),
+        finished(3),
+        Record(item=4, uid="prompt 4", reason="timeout"),
+        finished(6, oldest=2),
+        finished(7),
+        Record(item=7, uid="prompt 7", reason="timeout"),
+    ]
     recovery = Recovery(state, records)
     assert sorted(recovery.stored) == [2, 3] and recovery.waiting == [5]
     assert recovery.stored[3].payload == b"group"
