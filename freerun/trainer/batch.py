@@ -3,6 +3,7 @@
 Shapes: G trajectories of a group, T positions of a trajectory, A its action tokens; B and T of a `Batch` as in `types`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import pstdev
@@ -39,6 +40,8 @@ def check_group(group: Group, *, version: int, max_lag: int | None) -> None:
     """
     if len(group.trajectories) != len(group.rewards):
         raise _malformed(group, f"{len(group.trajectories)} trajectories, {len(group.rewards)} rewards", "one reward each")
+    if not all(math.isfinite(reward.value) for reward in group.rewards):
+        raise _malformed(group, f"rewards {[reward.value for reward in group.rewards]}", "finite rewards")
     for index, trajectory in enumerate(group.trajectories):
         _check_trajectory(group, index, trajectory)
         version_A = trajectory.version_T[trajectory.action_T]
@@ -99,7 +102,9 @@ def demonstration_rows(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> 
 
 
 def batch_of(rows: Sequence[Row], device: torch.device) -> Batch:
-    """The columns of `rows`, padded with zeros to the longest."""
+    """The columns of `rows`, padded with zeros to the longest. No rows have a mask of no elements, and nothing else."""
+    if not rows:
+        return Batch({"mask": torch.zeros(0, 0, dtype=torch.bool, device=device)})
     columns = {"mask": _padded([torch.ones(int(row.action_T.sum()), dtype=torch.bool) for row in rows], device)}
     for name in rows[0].per_token:
         columns[name] = _padded([row.per_token[name] for row in rows], device)

@@ -95,7 +95,7 @@ class Learner:
                 batch = batch.with_columns(logp_proximal=predictions.logp_BT.detach())
             loss = gradient.loss(predictions, batch, before_update=before_update)
             if not torch.isfinite(loss):
-                raise NotFinite("loss", float(loss))
+                raise NotFinite("loss", float(loss.detach()))
         with self.timed("backward"):
             loss.backward()
         self._computed += pack.computed

@@ -136,8 +136,7 @@ class TrainerExecutor:
             self._rows += rows
             return AccumulateReport(len(self._groups), len(self._rows))
         loud, silent = split_silent(rows, self._algorithm)
-        if silent:
-            self._gradient.add_silent(batch_of(silent, self._learner.policy.device))
+        self._gradient.add_silent(batch_of(silent, self._learner.policy.device))
         self._rows += loud
         packs = self._learner.packs(self._rows, balance=False)
         with self._saving_what_is_not_finite():
@@ -252,9 +251,10 @@ class TrainerExecutor:
         learner.fix_columns(loud, proximal=several and "logp_proximal" in self._algorithm.needs)
         for index, chosen in enumerate(self._parts()):
             rows = [row for row in self._rows if row.per_row["group"] in chosen]
-            loud, _ = split_silent(rows, self._algorithm)
-            counts = global_counts(self._due(), batch_of(rows, learner.policy.device)) if rows else {}
+            loud, silent = split_silent(rows, self._algorithm)
+            counts = global_counts(self._due(), batch_of(rows, learner.policy.device))
             gradient = GradientSum(self._algorithm, self._due(), self._loss_state, counts)
+            gradient.add_silent(batch_of(silent, learner.policy.device))
             for pack in learner.packs(loud):
                 learner.backward(pack, loud, gradient, self._algorithm, before_update=index == 0)
             self._apply(gradient)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from freerun.algorithms.base import Algorithm, LossOut, Term
-from freerun.ops.reduce import Reduction
+from freerun.ops.reduce import Reduction, means
 from freerun.trainer.trainer import TrainerConfig, TrainerExecutor
 from freerun.types import Group, Prompt, RewardResult, Stop, Trajectory
 from freerun.weights import inprocess
@@ -78,6 +78,19 @@ def score_loss(outputs, batch, state) -> LossOut:
     return LossOut(-batch["advantage"] * outputs["logp"])
 
 
+def compared_with(column: str) -> Reinforce:
+    """REINFORCE that reads `column` as well and reports how far the policy is from it, and it from the behaviour policy."""
+
+    def loss(outputs, batch, state) -> LossOut:
+        distance_BT = (outputs["logp"] - batch[column]).abs()
+        from_behaviour_BT = (batch[column] - batch["logp_behaviour"]).abs()
+        metrics = means(batch["mask"], distance=distance_BT, from_behaviour=from_behaviour_BT)
+        return LossOut(-batch["advantage"] * outputs["logp"], metrics)
+
+    needs = frozenset({"mask", "advantage", "logp_behaviour", column})
+    return Reinforce(changes={"terms": (Term(name="policy", loss=loss),), "needs": needs})
+
+
 def random_llama(**changes) -> PreTrainedModel:
     sizes = {
         "hidden_size": 32,
@@ -104,7 +117,12 @@ def plain_logps(model: PreTrainedModel, tokens_T: Tensor, temperature: float = 1
 
 
 def made_up_trajectory(
-    prompt: Sequence[int], response: Sequence[int], *, model: PreTrainedModel | None = None, version: int = 0, temperature: float = 1.0
+    prompt: Sequence[int],
+    response: Sequence[int],
+    *,
+    model: PreTrainedModel | None = None,
+    version: int = 0,
+    temperature: float = 1.0,
 ) -> Trajectory:
     """A response whose behaviour log-probs are those of `model` (zeros without one)."""
     tokens_T = torch.tensor([*prompt, *response])
@@ -123,7 +141,9 @@ def made_up_trajectory(
     )
 
 
-def made_up_group(item: int = 0, *, size: int = 4, version: int = 0, rewards: Sequence[float] | None = None, **options) -> Group:
+def made_up_group(
+    item: int = 0, *, size: int = 4, version: int = 0, rewards: Sequence[float] | None = None, **options
+) -> Group:
     """Siblings of random lengths over few tokens, so that some agree for a while; groups share their first three tokens."""
     rng = random.Random(item)
     prompt = [2, 3, 4, *(rng.randrange(5, 60) for _ in range(rng.randrange(1, 5)))]
@@ -166,6 +186,16 @@ def group() -> Callable[..., Group]:
 @pytest.fixture(scope="session")
 def reinforce() -> type[Reinforce]:
     return Reinforce
+
+
+@pytest.fixture(scope="session")
+def from_proximal() -> Reinforce:
+    return compared_with("logp_proximal")
+
+
+@pytest.fixture(scope="session")
+def from_reference() -> Reinforce:
+    return compared_with("logp_reference")
 
 
 @pytest.fixture(scope="session")

@@ -60,9 +60,7 @@ def test_packs_have_the_log_probs_and_gradients_of_a_plain_forward_pass(
 @pytest.mark.parametrize("changes", [{"attn_implementation": "eager"}, {"tie_word_embeddings": True}])
 def test_the_same_holds_for_other_llamas(llama, naive_logps, trajectories, changes) -> None:
     model = llama(**changes)
-    torch.testing.assert_close(
-        packed_logps(model, trajectories), plain(model, naive_logps, trajectories), rtol=1e-5, atol=2e-5
-    )
+    torch.testing.assert_close(packed_logps(model, trajectories), plain(model, naive_logps, trajectories), rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("packing", ["rows", "tree"])
@@ -89,9 +87,7 @@ def test_soft_caps_and_windows_of_gemma_are_kept(naive_logps, trajectories) -> N
     config = Gemma2Config(vocab_size=64, num_key_value_heads=1, attn_implementation="eager", **sizes, **caps)
     model = Gemma2ForCausalLM(config).eval()
     model.get_output_embeddings().weight.data.normal_()
-    torch.testing.assert_close(
-        packed_logps(model, trajectories), plain(model, naive_logps, trajectories), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(packed_logps(model, trajectories), plain(model, naive_logps, trajectories), rtol=1e-4, atol=1e-4)
 
 
 def test_a_trajectory_beyond_a_sliding_window_is_refused_in_a_tree_and_right_in_rows(naive_logps, trajectories) -> None:

@@ -10,7 +10,7 @@ from freerun.trainer.packing import Pack, allocate, packs_of_rows, packs_of_tree
 
 
 def test_allocation_by_hand() -> None:
-    # Longest first: 8 | 7 | 5 open three; 3 fits beside 7 and 5, which have one each; 2 beside 8, which has the fewest; 1 beside 5.
+    # Longest first: 8, 7 and 5 open three; 3 goes to 7, the first with room; 2 beside 8 and 1 beside 5, which have one each.
     assert allocate([5, 3, 8, 2, 7, 1], 10) == [[2, 3], [4, 1], [0, 5]]
 
 
@@ -50,7 +50,7 @@ def trajectories(draw) -> tuple[list[Tensor], list[Tensor]]:
 
 def contexts(pack: Pack, tokens: list[Tensor], actions: list[Tensor]) -> dict[tuple[int, int], tuple[tuple[int, ...], int]]:
     """By (trajectory, number of the action token): what the network sees when it predicts it, in order, and the token."""
-    num_rows, width = pack.tokens_RL.shape
+    width = pack.tokens_RL.shape[1]
     found = {}
     for row, token, slot in zip(pack.row_M.tolist(), pack.token_M.tolist(), pack.slot_M.tolist(), strict=True):
         where = int(pack.predicts_U[row])

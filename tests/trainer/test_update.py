@@ -57,7 +57,8 @@ def test_the_loss_of_a_step_is_the_reduction_over_all_its_micro_batches(algorith
     counts = global_counts(terms, Batch({"mask": MASK_BT})) if counted_first else None
     gradient = GradientSum(algorithm, terms, {}, counts)
     total = sum(
-        gradient.loss(predictions(logp_BT[i : i + 1]), Batch({"mask": MASK_BT[i : i + 1]}), before_update=True) for i in range(2)
+        gradient.loss(predictions(logp_BT[i : i + 1]), Batch({"mask": MASK_BT[i : i + 1]}), before_update=True)
+        for i in range(2)
     )
     assert float(total) / gradient.divisor == pytest.approx(expected)
     assert gradient.metrics()["loss/a"].value == pytest.approx(expected)
