@@ -1,7 +1,7 @@
-"""A mix of arithmetic for chat models, asked after a worked example of the same kind: `27 + 82`, answered `27 + 82 = 109`.
+"""A mix of arithmetic for chat models, asked after a worked example of each kind: `27 + 82`, answered `27 + 82 = 109`.
 
 Repeating the question before the answer matters: SmolLM2-135M solves about a third of two-digit sums this way and almost none
-when it is to give the digits alone. Problems of one kind share their prompt up to the question, so that part is computed once.
+when it is to give the digits alone. All problems share their prompt up to the question, so that part is computed once.
 """
 
 import random
@@ -43,9 +43,7 @@ class Config:
                 expected="such as sums 1.0",
                 todo="correct the section task",
             )
-        train, heldout = split(
-            "arithmetic", self._problems(shares), train=self.train, heldout=self.heldout, shown=[("sums", (27, 82))]
-        )
+        train, heldout = split("arithmetic", self._problems(shares), train=self.train, heldout=self.heldout, shown=_SHOWN)
         return Task(
             name="arithmetic",
             train=train,
@@ -58,11 +56,11 @@ class Config:
     def _problems(self, shares: dict[str, float]) -> Iterator[Problem]:
         rng = random.Random(self.seed)
         kinds = list(shares)
+        examples = [(asked, f"{asked} = {answer}") for kind, (asked, answer) in _EXAMPLES.items() if shares[kind]]
         while True:
             kind = rng.choices(kinds, list(shares.values()))[0]
             text, answer, key = _problem(kind, rng)
-            example = _EXAMPLES[kind]
-            content = conversation("", [(example[0], f"{example[0]} = {example[1]}")], text)
+            content = conversation("", examples, text)
             yield Problem(content, {"question": text, "answer": str(answer), "kind": kind}, (kind, key))
 
 
@@ -72,6 +70,8 @@ _EXAMPLES = {
     "chains": ("15 + 16 + 13", 44),
     "products": ("3 * 9", 27),
 }
+
+_SHOWN = (("sums", (27, 82)), ("differences", (73, 25)), ("chains", (13, 15, 16)), ("products", (3, 9)))
 
 
 def _problem(kind: str, rng: random.Random) -> tuple[str, int, tuple[int, ...]]:
