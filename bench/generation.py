@@ -1,0 +1,289 @@
+"""Tokens per second of the native generator beside `transformers` (`generate` and continuous batching) and, if asked, vLLM.
+
+    python bench/generation.py --model DIR --threads 1 --json out.json
+    python bench/generation.py --model DIR --vllm-python .venv-vllm/bin/python
+
+Every engine gets the same requests: random prompts of 16 to 128 tokens, outputs of fixed lengths drawn lognormally between 8
+and 128 (end-of-sequence is switched off), temperature 1, as many at once as `batch`. `generate` pads its batch and decodes it
+up to the longest output, as it must; only tokens that were asked for count. All sides use the same weights and the same number
+of threads. Warm-up (five decode steps) is not counted. Rounds are interleaved, and each engine's best round counts; CPU time is
+shown beside wall time because a shared machine disturbs it less.
+
+The log-probs that the native engine recorded are compared with a trainer-style forward over the finished sequences.
+"""
+
+import argparse
+import copy
+import json
+import math
+import random
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+from transformers.utils import logging
+
+from freerun.actors.adoption import adopt
+from freerun.actors.forward import Forward
+from freerun.actors.native import NativeEngine
+from freerun.actors.paths import layers, verified
+from freerun.types import Prompt, Request, Sampling, Trajectory
+
+WARMUP_STEPS = 5
+PROMPT = (16, 128)
+OUTPUT = (8, 128)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One response to produce: exactly `output` tokens after `prompt`."""
+
+    prompt: list[int]
+    output: int
+
+
+@dataclass
+class Row:
+    """A line of the table. Seconds are of the best round."""
+
+    batch: int
+    requests: int
+    group: int
+    engine: str
+    tokens: int
+    prompt_tokens: int
+    wall_seconds: float = math.inf
+    cpu_seconds: float = math.inf
+    error: str = ""
+
+    @property
+    def per_second(self) -> float:
+        return self.tokens / self.wall_seconds
+
+    @property
+    def per_cpu_second(self) -> float:
+        return self.tokens / self.cpu_seconds
+
+
+def workload(requests: int, group: int, vocabulary: int, seed: int) -> list[Job]:
+    """`requests` jobs; every `group` neighbours share a prompt."""
+    draw = random.Random(seed)
+    jobs = []
+    for index in range(requests):
+        if index % group == 0:
+            prompt = [draw.randrange(100, vocabulary) for _ in range(draw.randint(*PROMPT))]
+        length = round(math.exp(draw.gauss(math.log(32), 0.7)))
+        jobs.append(Job(prompt, min(max(length, OUTPUT[0]), OUTPUT[1])))
+    return jobs
+
+
+def native(model: PreTrainedModel, forward: Forward, jobs: Sequence[Job], batch: int) -> list[Trajectory]:
+    """Responses of the native engine, in the order of `jobs`."""
+    engine = NativeEngine(
+        model,
+        forward,
+        num_layers=layers(model),
+        encode=lambda prompt: jobs[int(prompt.uid)].prompt,
+        decode=lambda tokens: "",
+        eos=frozenset(),
+        slots=batch,
+        max_context=PROMPT[1] + OUTPUT[1],
+    )
+    for index, job in enumerate(jobs):
+        request = Request(
+            item=index, prompt=Prompt(str(index), ""), num_samples=1, sampling=Sampling(max_tokens=job.output), seed=index
+        )
+        engine.submit(request)
+    done: dict[int, Trajectory] = {}
+    while engine.num_running or engine.num_waiting:
+        for finished in engine.step():
+            done[finished.item] = finished.outcome
+    return [done[index] for index in range(len(jobs))]
+
+
+def generate(model: PreTrainedModel, jobs: Sequence[Job], batch: int) -> None:
+    """Static batches through `model.generate`, padded on the left."""
+    for first in range(0, len(jobs), batch):
+        part = jobs[first : first + batch]
+        width = max(len(job.prompt) for job in part)
+        longest = max(job.output for job in part)
+        token_BT = torch.tensor([[0] * (width - len(job.prompt)) + job.prompt for job in part])
+        mask_BT = torch.tensor([[0] * (width - len(job.prompt)) + [1] * len(job.prompt) for job in part])
+        config = GenerationConfig(
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=longest, eos_token_id=None, pad_token_id=0
+        )
+        with torch.inference_mode():
+            out = model.generate(token_BT, attention_mask=mask_BT, generation_config=config)
+        assert out.shape[1] == width + longest
+
+
+class ContinuousBatching:
+    """The continuous batching of `transformers`, kept alive between rounds so that its start is not counted."""
+
+    def __init__(self, model: PreTrainedModel, batch: int, prefix_sharing: bool) -> None:
+        config = ContinuousBatchingConfig(
+            num_blocks=2 * batch + 8,
+            page_size=32 if prefix_sharing else 256,
+            max_batch_tokens=512,
+            max_requests_per_batch=batch,
+        )
+        if prefix_sharing:
+            config.num_blocks *= 8
+        sampling = GenerationConfig(
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=OUTPUT[1], eos_token_id=-1, pad_token_id=0
+        )
+        self._manager = model.init_continuous_batching(generation_config=sampling, continuous_batching_config=config)
+        self._manager.start()
+
+    def __call__(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._manager.add_request(job.prompt, max_new_tokens=job.output)
+        produced = 0
+        for _ in jobs:
+            result = None
+            while result is None or not result.is_finished():
+                result = self._manager.get_result(timeout=1)
+                if result is None and not self._manager.is_running():
+                    raise RuntimeError("the continuous batching thread has ended")
+            produced += len(result.generated_tokens)
+        assert produced == sum(job.output for job in jobs)
+
+    def close(self) -> None:
+        self._manager.stop(block=True)
+
+
+def timed(row: Row, run: Callable[[], object]) -> object:
+    """Run once, keep the better of the times."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = run()
+    row.wall_seconds = min(row.wall_seconds, time.perf_counter() - wall)
+    row.cpu_seconds = min(row.cpu_seconds, time.process_time() - cpu)
+    return result
+
+
+@torch.inference_mode()
+def disagreement(model: PreTrainedModel, trajectories: Sequence[Trajectory]) -> tuple[float, float]:
+    """Largest and mean absolute difference between recorded log-probs and those of a plain forward over each sequence."""
+    differences = []
+    for trajectory in trajectories:
+        logits_TV = model(trajectory.tokens_T[None], use_cache=False).logits[0].float()
+        logp_T = logits_TV[:-1].log_softmax(-1).gather(1, trajectory.tokens_T[1:, None]).squeeze(1)
+        action = trajectory.action_T[1:]
+        differences.append((logp_T[action] - trajectory.logp_T[1:][action]).abs())
+    difference = torch.cat(differences)
+    return difference.max().item(), difference.mean().item()
+
+
+def compare(args: argparse.Namespace, batch: int) -> tuple[list[Row], dict[str, float]]:
+    """All engines on one workload, rounds interleaved; and the disagreement of the native engine's log-probs."""
+    requests = max(args.requests, batch)
+    reference = args.models["reference"][0]
+    jobs = workload(requests, args.group, reference.config.vocab_size, args.seed)
+    tokens, prompt_tokens = sum(job.output for job in jobs), sum(len(job.prompt) for job in jobs)
+    continuous = ContinuousBatching(reference, batch, prefix_sharing=args.group > 1) if "continuous" in args.engines else None
+    runs: dict[str, Callable[[Sequence[Job]], object]] = {}
+    for name in args.engines:
+        if name in args.models:
+            runs[name] = partial(native, *args.models[name], batch=batch)
+        else:
+            runs[name] = continuous if name == "continuous" else partial(generate, reference, batch=batch)
+    rows = {name: Row(batch, requests, args.group, name, tokens, prompt_tokens) for name in runs}
+    results = {}
+    for run in runs.values():
+        run([Job(job.prompt, WARMUP_STEPS) for job in jobs[:batch]])
+    for _ in range(args.rounds):
+        for name, run in runs.items():
+            results[name] = timed(rows[name], partial(run, jobs))
+    if continuous is not None:
+        continuous.close()
+    if "vllm" in args.engines:
+        rows["vllm"] = vllm(args, Row(batch, requests, args.group, "vllm", tokens, prompt_tokens), jobs)
+    reference.set_attn_implementation("sdpa")
+    most, mean = disagreement(reference, results["native"]) if "native" in results else (math.nan, math.nan)
+    return list(rows.values()), {"batch": batch, "max": most, "mean": mean}
+
+
+def vllm(args: argparse.Namespace, row: Row, jobs: Sequence[Job]) -> Row:
+    """The same jobs in another environment. A failure is recorded, not hidden."""
+    with tempfile.TemporaryDirectory() as folder:
+        jobs_path, out_path = Path(folder) / "jobs.json", Path(folder) / "out.json"
+        jobs_path.write_text(json.dumps({"batch": row.batch, "rounds": args.rounds, "jobs": [asdict(job) for job in jobs]}))
+        script = Path(__file__).with_name("generation_vllm.py")
+        command = [args.vllm_python, str(script), args.model, str(jobs_path), str(out_path), str(args.threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            row.error = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        else:
+            result = json.loads(out_path.read_text())
+            row.wall_seconds, row.cpu_seconds = result["wall_seconds"], result["cpu_seconds"]
+    return row
+
+
+def load(folder: str, engines: Sequence[str]) -> dict[str, tuple]:
+    """One copy of the weights for all: `reference` is the plain model, the native engines have modules of their own over it."""
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    models: dict[str, tuple] = {"reference": (reference,)}
+    for name in engines:
+        if name.startswith("native"):
+            model = copy.deepcopy(reference)
+            adopt(model, dict(reference.named_parameters()))
+            models[name] = model, verified(model, fast=name == "native")
+    return models
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text; the ratio is the native engine's throughput over the row's, by wall and by CPU time."""
+    lines = [f"{'batch':>5} {'requests':>8} {'group':>5}  {'engine':<16}{'tokens/s':>9} {'per CPU s':>9}  {'native is':>16}"]
+    native_rows = {row.batch: row for row in rows if row.engine == "native"}
+    for row in rows:
+        ours = native_rows.get(row.batch)
+        ratio = f"{ours.per_second / row.per_second:6.2f}x {ours.per_cpu_second / row.per_cpu_second:6.2f}x" if ours else ""
+        what = f"{row.per_second:9.1f} {row.per_cpu_second:9.1f}  {ratio:>16}" if not row.error else f"  {row.error[:80]}"
+        lines.append(f"{row.batch:>5} {row.requests:>8} {row.group:>5}  {row.engine:<16}{what}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a causal LM")
+    parser.add_argument("--engines", nargs="+", default=["native", "native-generic", "generate", "continuous"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 64])
+    parser.add_argument("--requests", type=int, default=16, help="at least so many requests, and at least one batch")
+    parser.add_argument("--group", type=int, default=1, help="responses that share a prompt")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vllm-python", default="", help="interpreter of an environment that has vLLM")
+    parser.add_argument("--json", default="")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    args.engines = [*args.engines, "vllm"] if args.vllm_python else args.engines
+    args.models = load(args.model, args.engines)
+    rows, disagreements = [], []
+    for batch in args.batches:
+        more, disagree = compare(args, batch)
+        rows += more
+        disagreements.append(disagree)
+        print(table(more), flush=True)
+        print(
+            f"      log-prob disagreement with a full forward: max {disagree['max']:.2e}, mean {disagree['mean']:.2e}",
+            flush=True,
+        )
+    if args.json:
+        results = [{**asdict(row), "tokens_per_second": row.per_second} for row in rows]
+        setting = {"model": Path(args.model).name, "threads": args.threads, "rounds": args.rounds, "torch": torch.__version__}
+        Path(args.json).write_text(
+            json.dumps({"bench": "generation", **setting, "rows": results, "disagreement": disagreements}, indent=2)
+        )
+
+
+if __name__ == "__main__":
+    main()
