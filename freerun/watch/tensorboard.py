@@ -3,15 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from freerun.errors import ConfigError
 from freerun.metrics import EvalRecord, Event, SampleRecord, Status, StepRecord
 from freerun.watch.numbers import shares
+from freerun.watch.optional import require
 
-try:
-    from torch.utils.tensorboard import SummaryWriter
-except ImportError as error:
-    raise ConfigError("the TensorBoard sink needs the package tensorboard", given="not installed", expected="tensorboard",
-                      todo="pip install 'freerun[tensorboard]', or leave the sink out") from error
+SummaryWriter = require("torch.utils.tensorboard", extra="tensorboard").SummaryWriter
 
 
 class TensorBoardSink:

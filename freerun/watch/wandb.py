@@ -4,15 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from freerun.errors import ConfigError
 from freerun.metrics import EvalRecord, Event, SampleRecord, Status, StepRecord
 from freerun.watch.numbers import shares
+from freerun.watch.optional import require
 
-try:
-    import wandb
-except ImportError as error:
-    raise ConfigError("the Weights & Biases sink needs the package wandb", given="not installed", expected="wandb",
-                      todo="pip install 'freerun[wandb]', or leave the sink out") from error
+wandb = require("wandb", extra="wandb")
 
 
 class WandbSink:

@@ -15,7 +15,7 @@ LAYERS = {
     **dict.fromkeys(["ops"], 1),
     **dict.fromkeys(["algorithms", "store", "weights", "models", "rewards"], 2),
     **dict.fromkeys(["actors", "trainer", "placement"], 3),
-    **dict.fromkeys(["controller", "schedule", "tracker", "checkpoint", "evaluate", "metrics"], 4),
+    **dict.fromkeys(["controller", "schedule", "tracker", "checkpoint", "evaluate", "metrics", "rundir", "runlock"], 4),
     **dict.fromkeys(["cli", "launch", "tasks", "recipes", "claims", "plan", "watch"], 5),
 }
 
@@ -28,11 +28,12 @@ HOMES = {
     "peft": ["models/*.py", "trainer/*.py"],
     "jinja2": ["models/lm.py"],
     "vllm": ["actors/vllm*.py"],
-    "reasoning_gym": ["tasks/*.py"],
+    "cloudpickle": ["placement/wire.py"],
+    "reasoning_gym": ["rewards/procedural.py", "tasks/*.py"],
     "math_verify": ["rewards/*.py", "tasks/*.py"],
     "gymnasium": ["actors/envs*.py", "tasks/*.py"],
     "tyro": ["cli.py", "claims/*.py", "plan/*.py"],
-    "rich": ["cli.py", "watch/terminal.py"],
+    "rich": ["cli.py", "watch/terminal.py", "watch/screen.py"],
     "tensorboard": ["watch/tensorboard.py"],
     "torch.utils.tensorboard": ["watch/tensorboard.py"],
     "wandb": ["watch/wandb.py"],

@@ -45,6 +45,7 @@ svg .lane { fill: var(--rest); opacity: 0.45; } svg .name { fill: var(--ink); fo
 svg .stepline { stroke: var(--soft); }
 svg .span:hover, svg .idle:hover { stroke: var(--ink); stroke-width: 1; }
 .wide { overflow-x: auto; } .wide svg { min-width: 760px; } .wide table { min-width: 680px; }
+.wide td:first-child { white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 th { text-align: left; color: var(--soft); font-weight: 500; }
 th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
