@@ -3,7 +3,8 @@
     python bench/trainer_step.py [--model smollm2|tiny] [--packing tree|rows] [--micro-tokens 1024] [--json]
 
 Responses are made up (the sum, or a neighbour of it, and the end-of-sequence token), so no generator is needed. The first step
-is not counted: it allocates the optimiser's state.
+is not counted: it allocates the optimiser's state. `cpu` is the processor time of the step: on a busy machine, the number to
+compare.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main() -> None:
     trainer.start()
     groups = addition_groups(model.build(), prompts=args.prompts, samples=args.samples, seed=args.seed)
     reports = [_step(trainer, groups, args.device) for _ in range(args.steps + 1)][1:]
-    phases = {k: statistics.median(r.seconds[k] for r, _ in reports) for k in reports[0][0].seconds}
+    phases = {k: statistics.median(r.seconds[k] for r, *_ in reports) for k in reports[0][0].seconds}
     counted = reports[0][0].metrics
     result = {
         "model": args.model,
@@ -54,7 +55,11 @@ def main() -> None:
         "tokens_trained": counted["tokens/trained"].value,
         "tokens_computed": counted["tokens/computed"].value,
         "tokens_padding": counted["tokens/padding"].value,
-        "seconds": {"step": statistics.median(s for _, s in reports), **phases},
+        "seconds": {
+            "step": statistics.median(w for _, w, _ in reports),
+            "cpu": statistics.median(c for *_, c in reports),
+            **phases,
+        },
     }
     print(json.dumps(result) if args.json else _table(result))
 
@@ -87,13 +92,13 @@ def _trajectory(prompt: Sequence[int], response: Sequence[int], text: str) -> Tr
     )
 
 
-def _step(trainer: TrainerExecutor, groups: Sequence[Group], device: str) -> tuple[StepReport, float]:
-    start = time.perf_counter()
+def _step(trainer: TrainerExecutor, groups: Sequence[Group], device: str) -> tuple[StepReport, float, float]:
+    start, cpu = time.perf_counter(), time.process_time()
     trainer.accumulate(groups)
     report = trainer.finish_step()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return report, time.perf_counter() - start
+    return report, time.perf_counter() - start, time.process_time() - cpu
 
 
 def _table(result: dict) -> str:

@@ -89,7 +89,8 @@ def packs_of_trees(tokens: Sequence[Tensor], actions: Sequence[Tensor], *, budge
     With `balance` the packs are about equally large; without, every pack but the last is as full as it can be.
     """
     inputs = [_inputs(t, a) for t, a in zip(tokens, actions, strict=True)]
-    keys = [i.tolist() for i in inputs]
+    # Big-endian bytes compare like the numbers they hold, in one call and without a Python object per token.
+    keys = [i.numpy().astype(">u4").tobytes() for i in inputs]
     order = sorted(range(len(inputs)), key=keys.__getitem__)
     shared = [0, *(_common(inputs[a], inputs[b]) for a, b in pairwise(order))][: len(order)]
     lengths = [len(inputs[i]) for i in order]
@@ -155,15 +156,17 @@ def _tree(
         paths.append(path_T)
         spans.append((num, common))
         num += length - common
+    where = [path[actions[i].nonzero().squeeze(-1) - 1] for path, i in zip(paths, members, strict=True)]
+    tokens_RL = torch.cat(tails)[None]
+    if num == max(len(path) for path in paths):
+        # No branches, as in a pack of one long trajectory: plain causal attention needs no mask of N x N.
+        return _pack(members, tokens, actions, where, tokens_RL=tokens_RL)
     mask_NN = torch.zeros(num, num, dtype=torch.bool)
     for path_T, (first, common) in zip(paths, spans, strict=True):
         length = len(path_T)
         ancestors = torch.ones(length - common, length, dtype=torch.bool).tril(common)
         mask_NN[first : first + length - common, path_T] = ancestors
-    where = [path[actions[i].nonzero().squeeze(-1) - 1] for path, i in zip(paths, members, strict=True)]
-    return _pack(
-        members, tokens, actions, where, tokens_RL=torch.cat(tails)[None], positions_RL=torch.cat(depths)[None], mask_NN=mask_NN
-    )
+    return _pack(members, tokens, actions, where, tokens_RL=tokens_RL, positions_RL=torch.cat(depths)[None], mask_NN=mask_NN)
 
 
 def _rows(members: tuple[int, ...], tokens: Sequence[Tensor], actions: Sequence[Tensor], inputs: Sequence[Tensor]) -> Pack:

@@ -121,6 +121,16 @@ def test_siblings_share_their_prompt_and_groups_a_few_shot_prefix() -> None:
     assert rows.computed == 6 * 45 and rows.padding == 5
 
 
+def test_a_trajectory_alone_needs_no_mask_however_long_it_is() -> None:
+    long_T, branch_T = torch.arange(5000), torch.tensor([0, 1, 7, 7])
+    last_only = [torch.arange(len(t)) == len(t) - 1 for t in (long_T, branch_T)]
+    alone, branch = packs_of_trees([long_T, branch_T], last_only, budget=100)
+    assert (alone.computed, branch.computed) == (4999, 3)
+    assert alone.mask_NN is None and branch.mask_NN is None
+    (together,) = packs_of_trees([long_T[:10], branch_T], [last_only[0][-10:], last_only[1]], budget=100)
+    assert together.mask_NN is not None and together.computed == 9 + 1
+
+
 @pytest.mark.parametrize("pack", [packs_of_rows, packs_of_trees])
 def test_nothing_makes_no_packs(pack) -> None:
     assert pack([], [], budget=10) == []
