@@ -22,11 +22,12 @@ BENCHES = sorted((ROOT / "bench").glob("*.py"))
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """(place, words) of every command line in a shell block of a page; a prompt sign, a comment and variables in front go."""
+    """(place, words) of every command line in a shell block of a page; a prompt sign, a comment, variables in front and what
+    stands in square brackets go."""
     for page in PAGES:
         for block in re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line.removeprefix("$ "), comments=True)
+                words = shlex.split(re.sub(r"\[[^]]*\]", "", line.removeprefix("$ ")), comments=True)
                 while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                     words.pop(0)
                 if words:
@@ -49,8 +50,9 @@ def problem(words: list[str]) -> str | None:
 
 
 def freerun_problem(arguments: list[str]) -> str | None:
+    """Parses the command as the program does; a recipe in capitals stands for any."""
     known, rest = cli._parser().parse_known_args(arguments)
-    if arguments[0] == "run" and known.recipe and not known.recipe.endswith(".py"):
+    if arguments[0] == "run" and known.recipe and not known.recipe.endswith(".py") and not known.recipe.isupper():
         config.override(recipes.load(known.recipe).recipe(), cli.overrides(rest))
         return None
     return f"unknown arguments {rest}" if rest and arguments[0] != "run" else None
