@@ -10,6 +10,15 @@
 
 What was trained after the checkpoint was trained into weights that are lost. It is stored again, and its training into the
 weights that survive is the first. Items keep their ids because prompts are drawn in an order that the checkpoint restores.
+
+A controller goes on with `recovery.admission`, decodes the payloads of `recovery.stored`, orders `recovery.waiting`, and then
+
+    while (item := admission.admit(next_prompt.uid)) is not None:
+        record = recovery.settle(item)
+        if record is None: ...                  # generate it
+        elif not record.reason: ...             # stored: decode record.payload
+
+Before the first checkpoint there is a journal too: then the state to start from is that of an `Admission` just made.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
