@@ -199,7 +199,7 @@ selectors = st.sampled_from([Fifo(), Fifo(window=3), Uniform(), Recency(2), Prio
 consumers = st.builds(Consumer, needs=st.just(()), uses=st.integers(0, 3), limiter=limiters, selector=selectors)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(
     st.lists(consumers, min_size=1, max_size=3), st.integers(1, 12), st.booleans(), st.integers(0, 60), st.integers(0, 10**6)
 )
