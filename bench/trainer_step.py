@@ -39,7 +39,7 @@ def main() -> None:
         checkpoint_activations=args.checkpoint_activations,
     )
     model = MODELS[args.model]
-    trainer = TrainerExecutor(model, reinforce.Config(baseline="none"), config, inprocess.publisher())
+    trainer = TrainerExecutor(model, reinforce.Config(), config, inprocess.publisher())
     trainer.start()
     groups = addition_groups(model.build(), prompts=args.prompts, samples=args.samples, seed=args.seed)
     reports = [_step(trainer, groups, args.device) for _ in range(args.steps + 1)][1:]
