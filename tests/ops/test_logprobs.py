@@ -23,7 +23,9 @@ def weight_VD() -> Tensor:
     return torch.randn(11, 5, generator=torch.Generator().manual_seed(1), requires_grad=True)
 
 
-def plain(hidden_RD: Tensor, weight_VD: Tensor, temperature: float = 1.0, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+def plain(
+    hidden_RD: Tensor, weight_VD: Tensor, temperature: float = 1.0, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
     z_RV = hidden_RD @ weight_VD.T
     if softcap is not None:
         z_RV = softcap * (z_RV / softcap).tanh()

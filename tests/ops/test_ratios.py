@@ -81,7 +81,9 @@ def test_without_fresh_tokens_nothing_is_said_about_numerics() -> None:
 
 def test_measurements_of_no_tokens_are_finite() -> None:
     empty_BT = torch.zeros(0, 0)
-    records = mismatch(empty_BT, empty_BT, empty_BT, empty_BT.bool()) | ratio_sums(empty_BT, empty_BT, empty_BT.bool()).metrics()
+    records = (
+        mismatch(empty_BT, empty_BT, empty_BT, empty_BT.bool()) | ratio_sums(empty_BT, empty_BT, empty_BT.bool()).metrics()
+    )
     assert all(math.isfinite(metric.value) for metric in records.values())
 
 
