@@ -106,7 +106,7 @@ def controller_state(controller: Controller) -> dict[str, Any]:
             for i, a in controller.active.items()
         },
         "groups": [encode_group(g) for g in controller.groups.values()],
-        "evaluations": [dataclasses.asdict(e) for e in controller.evaluations],
+        "evaluations": [dataclasses.asdict(e) for e in controller.evaluator.records],
     }
 
 
@@ -117,7 +117,7 @@ def restore_controller(controller: Controller, checkpoint: Path) -> None:
     controller.step, controller.cursor = state["step"], state["cursor"]
     controller.admission = Admission.from_state(state["admission"])
     controller.groups = {g.item: g for g in map(decode_group, state["groups"])}
-    controller.evaluations = [EvalRecord(**e) for e in state["evaluations"]]
+    controller.evaluator.records = [EvalRecord(**e) for e in state["evaluations"]]
     for key, saved in state["active"].items():
         item = int(key)
         controller.active[item] = Active(prompt=decode_prompt(saved["prompt"]), seed=saved["seed"], attempt=saved["attempt"])

@@ -167,9 +167,17 @@ def _train(config: RunConfig, recipe: str, files: RunDirectory, checkpoint: Path
 
     directory = files.path
     console = Console(force_terminal=False if plain else None)
-    view = Terminal(recipe, run_dir=directory, report=directory / "report.html", began=files.elapsed, console=console)
-    sinks = Fanout([files, *_optional_sinks(config, directory), view])
+    sinks = Fanout([files])
     try:
+        view = Terminal(
+            recipe,
+            run_dir=directory,
+            report=directory / "report.html",
+            began=files.elapsed,
+            earlier=files.evaluations,
+            console=console,
+        )
+        sinks = Fanout([files, *_optional_sinks(config, directory), view])
         outcome = asyncio.run(launch(config, directory, sinks, checkpoint=checkpoint, began=files.elapsed))
         files.finish("finished" if outcome.finished else "interrupted")
     except BaseException as error:

@@ -26,8 +26,8 @@ from functools import partial
 from typing import Any
 
 from freerun.errors import AllFailed, ExecutorDied
-from freerun.evaluate import Accuracy, Evaluation
-from freerun.metrics import EvalRecord, Sink, Status
+from freerun.evaluate import Accuracy, Evaluator
+from freerun.metrics import Sink, Status
 from freerun.placement.base import Handle, Placement
 from freerun.schedule import FULL, QUICK, ControllerConfig, PromptStream, check, stream_seed
 from freerun.store.admission import Admission
@@ -75,8 +75,8 @@ class Controller:
         check(config, len(prompts))
         self.config, self.placement, self.sink, self.seed, self._save = config, placement, sink, seed, save
         self.generators, self.rewarder, self.trainer = list(generators), rewarder, trainer
-        self.prompts, self.heldout, self.accuracy = PromptStream(prompts, seed), heldout, accuracy
-        self.sampling, self.eval_sampling = sampling, eval_sampling
+        self.prompts, self.evaluator = PromptStream(prompts, seed), Evaluator(heldout, eval_sampling, accuracy)
+        self.sampling = sampling
         self.tracker = Tracker([*generators, rewarder, trainer], sink, deadline=config.call_deadline, began=began)
         self.admission = Admission(batch=config.groups, max_lag=config.max_lag, window=config.window, retries=config.retries)
         self.active: dict[int, Active] = {}
@@ -84,9 +84,6 @@ class Controller:
         self.cursor = self.step = 0
         self.ref: WeightsRef  # Set by the first call of every entry point, before any loop starts.
         self.stopping = False
-        self.evaluations: list[EvalRecord] = []
-        self._evaluation: Evaluation | None = None
-        self._next_eval_item = -1
         self._outbox: dict[str, list[Request]] = {g.name: [] for g in generators}
         self._load: dict[str, int] = {g.name: 0 for g in generators}
         self._held: dict[str, int] = {}
@@ -223,7 +220,9 @@ class Controller:
             requests, self._outbox[name] = self._outbox[name], []
             for request in requests:
                 self.admission.begin(request.item, self.ref.version)
-            requests = requests + self._spare_evaluation(name)
+            questions = self.evaluator.spare(self._spare(name))
+            self._load[name] += len(questions)
+            requests = requests + questions
             report = await self.tracker.call(
                 generator,
                 "advance",
@@ -245,19 +244,15 @@ class Controller:
             self._responded(name, report.finished)
 
     def _has_work(self, name: str) -> bool:
-        return bool(self._outbox[name] or self._load[name] or (self._evaluation and self._evaluation.backlog))
+        return bool(self._outbox[name] or self._load[name] or self.evaluator.has_backlog)
 
     def _why_no_prompts(self) -> str:
         return "no free slot: the trainer is behind" if self._num_wanted() > 0 else "no prompts left to admit"
 
-    def _spare_evaluation(self, name: str) -> list[Request]:
-        """Evaluation requests for slots that training does not use, a whole step's worth at most."""
-        if not self._evaluation:
-            return []
-        room = (self.config.max_lag + 1) * self.config.groups * self.config.group_size
-        extra = self._evaluation.next_requests(max(room // len(self.generators), 1) - self._load[name])
-        self._load[name] += len(extra)
-        return extra
+    def _spare(self, name: str) -> int:
+        """Decode slots that training, whose share is a full table of items, leaves free on this generator."""
+        room = self.admission.capacity * self.config.group_size
+        return max(room // len(self.generators), 1) - self._load[name]
 
     def _responded(self, name: str, finished: Sequence[Any]) -> None:
         """Sort what a generator returned by item, and score each item's part."""
@@ -271,8 +266,7 @@ class Controller:
 
     async def _score(self, item: int, outcomes: dict[int, Trajectory | Failure]) -> None:
         """Reward the responses of `item` that just arrived; when the last of its group is in, the group is finished."""
-        evaluation = self._evaluation if item < 0 else None
-        prompt = evaluation.prompts[item] if evaluation else self.active[item].prompt
+        prompt = self.evaluator.prompt(item) if item < 0 else self.active[item].prompt
         good = {sample: t for sample, t in outcomes.items() if not isinstance(t, Failure)}
         rewards: dict[int, RewardResult | Failure] = {s: f for s, f in outcomes.items() if isinstance(f, Failure)}
         if good:
@@ -281,8 +275,10 @@ class Controller:
                 self.rewarder, "score", requests, what="score", doing=f"scoring {len(requests)} responses"
             )
             rewards |= dict(zip(good, scored, strict=True))
-        if evaluation:
-            evaluation.answered(outcomes[0], rewards[0])
+        if item < 0:
+            record = self.evaluator.answered(outcomes[0], rewards[0], self.tracker.now())
+            if record is not None:
+                self.sink.evaluation(record)
         else:
             active = self.active[item]
             active.responses |= outcomes
@@ -377,7 +373,8 @@ class Controller:
             del self.groups[item]
         self.admit()
         if self.config.eval_every and self.step % self.config.eval_every == 0 and self.step < self.config.steps:
-            self._begin_evaluation(QUICK, self.config.eval_prompts)
+            self.evaluator.begin(self.step, QUICK, self.config.eval_prompts)
+            self._notify()
         if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0 and self.step < self.config.steps:
             await self._checkpoint()
 
@@ -389,36 +386,14 @@ class Controller:
 
     # --- evaluation and checkpoints ------------------------------------------------------------------------------------------
 
-    def _begin_evaluation(self, split: str, num_prompts: int) -> None:
-        """Start an evaluation on spare slots, unless one is still under way."""
-        if self._evaluation is not None or not self.heldout:
-            return
-        self._evaluation = Evaluation.of(
-            self.heldout[:num_prompts],
-            step=self.step,
-            split=split,
-            sampling=self.eval_sampling,
-            accuracy=self.accuracy,
-            first_item=self._next_eval_item,
-        )
-        self._next_eval_item -= num_prompts
-        self._spawn(self._end_evaluation(self._evaluation))
-        self._notify()
-
-    async def _end_evaluation(self, evaluation: Evaluation) -> None:
-        while not evaluation.done:
-            await self._wake.wait()
-        record = evaluation.record(self.tracker.now())
-        self.evaluations.append(record)
-        self.sink.evaluation(record)
-        self._evaluation = None
-        self._notify()
-
     async def _evaluate_and_wait(self, num_prompts: int) -> None:
         """Evaluate `num_prompts` held-out problems with nothing else going on."""
-        await self._until(lambda: self._evaluation is None, self.trainer, lambda: "the evaluation under way")
-        self._begin_evaluation(FULL, num_prompts)
-        await self._until(lambda: self._evaluation is None or self.stopping, self.trainer, lambda: "the held-out evaluation")
+        await self._until(lambda: self.evaluator.current is None, self.trainer, lambda: "the evaluation under way")
+        self.evaluator.begin(self.step, FULL, num_prompts)
+        self._notify()
+        await self._until(
+            lambda: self.evaluator.current is None or self.stopping, self.trainer, lambda: "the held-out evaluation"
+        )
 
     async def _checkpoint(self) -> None:
         if self._save is not None:

