@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from monarch.config import configure
 from monarch.rdma import RDMABuffer, RDMATcpFallbackWarning, get_rdma_backend
 from torch import Tensor
 
@@ -25,6 +26,8 @@ from freerun.weights.channel import checksum, dtype_named, fill, manifest_of, un
 TRANSPORT = "monarch"
 HEADER = 64
 WRITING = -1
+TCP_CHUNK = 8
+"""MiB per message of the TCP fallback. Measured: 1.1 GB/s, where Monarch's default of 64 gives 0.25."""
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +63,20 @@ def _discard(region: _Region) -> None:
     region.remote.drop().get()
 
 
+def _prepare() -> None:
+    """Tune the fallback of this process if it is what there is, and say once in the log which backend is used."""
+    backend = get_rdma_backend()
+    log.info("weights travel over Monarch's backend '%s'", backend)
+    if backend == "tcp":
+        warnings.filterwarnings("ignore", category=RDMATcpFallbackWarning)
+        configure(rdma_max_chunk_size_mb=TCP_CHUNK)
+
+
 class MonarchPublisher:
     """See `channel.Publisher`."""
 
     def __init__(self, *, dtype: torch.dtype | None, checksum: bool) -> None:
-        warnings.filterwarnings("ignore", category=RDMATcpFallbackWarning)  # said once, in the log, instead
-        log.info("weights travel over Monarch's backend '%s'", get_rdma_backend())
+        _prepare()
         self._dtype, self._checksum = dtype, checksum
         self._pool: Pool[_Region] = Pool(_allocate, _discard, transport=TRANSPORT)
 
@@ -99,6 +110,7 @@ class MonarchSubscriber:
     """See `channel.Subscriber`. Reads into one buffer of its own, so the tensors are valid until the next adoption."""
 
     def __init__(self, *, timeout: int) -> None:
+        _prepare()
         self._timeout = timeout
         self._memory_N = torch.empty(0, dtype=torch.uint8)
 
