@@ -47,8 +47,8 @@ class LanguageModel:
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: raw text as it is, chat turns through the chat template. Raises `DataError` if there are none,
         because the first token of a response is predicted from the last one of its prompt."""
-        raw = isinstance(prompt.content, str)
-        tokens = self.tokenizer.encode(prompt.content) if raw else self.tokenizer.encode_chat(prompt.content)
+        content = prompt.content
+        tokens = self.tokenizer.encode(content) if isinstance(content, str) else self.tokenizer.encode_chat(content)
         if not tokens:
             raise DataError(
                 f"prompt '{prompt.uid}' has no tokens",

@@ -25,7 +25,7 @@ class GymScore:
     """The reward of the dataset named by `meta["source"]` for the problem number `meta["index"]`, from 0 to 1.
 
     Without partial marks, anything below full marks is 0. The problem is made again from its number, so that what the dataset
-    needs to judge it never has to travel; `DataError` if that gives another question than the prompt's.
+    needs to judge it never has to travel; `DataError` if that gives another answer than the prompt's.
     """
 
     judges: Mapping[str, Judge]
@@ -33,11 +33,11 @@ class GymScore:
     def __call__(self, prompt: str, completion: str, meta: Mapping[str, Any]) -> RewardResult:
         judge = self.judges[meta["source"]]
         entry = judge.dataset[meta["index"]]
-        if entry["question"] not in prompt:
+        if str(entry["answer"]) != meta["answer"]:
             raise DataError(
                 f"reasoning-gym's '{meta['source']}' does not make the same problem twice",
-                given=repr(entry["question"]),
-                expected=repr(prompt),
+                given=f"{entry['question']!r} with the answer {entry['answer']!r}",
+                expected=f"{prompt!r} with the answer {meta['answer']!r}",
                 todo="leave this dataset out, or build prompts and rewards with the same version of reasoning-gym",
             )
         score = float(judge.dataset.score_answer(judge.extract(completion), entry))

@@ -119,11 +119,11 @@ def _numbered(name: str, problems: Iterable[Problem]) -> tuple[Prompt, ...]:
     return tuple(Prompt(f"{name}/{i}", p.content, p.meta) for i, p in enumerate(problems))
 
 
-def conversation(instruction: str, examples: Sequence[tuple[str, str]], question: str) -> tuple[Message, ...]:
+def conversation(instruction: str | None, examples: Sequence[tuple[str, str]], question: str) -> tuple[Message, ...]:
     """Chat turns: the instruction as the system's, each worked example as a question and its answer, then the question. All
-    prompts of a task that share instruction and examples share these tokens. An empty instruction gives an empty system turn,
-    which keeps a template from inserting one of its own."""
-    turns = [Message("system", instruction)]
+    prompts of a task that share instruction and examples share these tokens. `None` leaves the system's turn to the model's
+    template, which may insert one of its own or know none; an empty instruction is an empty turn."""
+    turns = [] if instruction is None else [Message("system", instruction)]
     for asked, answered in examples:
         turns += [Message("user", asked), Message("assistant", answered)]
     return (*turns, Message("user", question))

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 
@@ -26,7 +27,9 @@ CONFIGS = [
     addition.Config(train=64, heldout=32, style="chat", subtraction=True, terms=3, examples=2),
     reversal.Config(train=64, heldout=32),
     sorting.Config(train=64, heldout=32),
+    addition.Config(train=64, heldout=32, style="lines"),
     SMALL_MIX,
+    replace(gym.demo(), train=64, heldout=32),
 ]
 each_task = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c).__module__.rpartition(".")[2])
 
@@ -41,8 +44,7 @@ def value(task, prompt, completion):
 def test_a_task_is_the_same_in_every_process_and_changes_with_its_seed(config):
     once, again = config.build(), pickle.loads(pickle.dumps(config)).build()
     assert once.train == again.train and once.heldout == again.heldout
-    fields = {name: object.__getattribute__(config, name) for name in type(config).__slots__}
-    assert type(config)(**{**fields, "seed": 1}).build().heldout != once.heldout
+    assert replace(config, seed=1).build().heldout != once.heldout
 
 
 @each_task
@@ -77,9 +79,28 @@ def test_sums_of_the_same_numbers_in_another_order_are_on_the_same_side():
 def test_a_chat_sum_follows_its_worked_example_which_is_in_neither_set():
     task = addition.Config(style="chat", digits=1, heldout=20).build()
     roles = [turn.role for turn in task.train[0].content]
-    assert roles == ["system", "user", "assistant", "user"]
-    example = task.train[0].content[1]
-    assert all(p.content[1] == example and p.content[-1] != example for p in (*task.train, *task.heldout))
+    assert roles == ["user", "assistant", "user"]
+    example = task.train[0].content[0]
+    assert all(p.content[0] == example and p.content[-1] != example for p in (*task.train, *task.heldout))
+
+
+def test_lines_show_worked_sums_and_leave_the_space_before_the_answer_to_the_answer():
+    task = addition.Config(style="lines", examples=2, subtraction=True).build()
+    first, second, asked = task.train[0].content.split("\n")
+    for line in (first, second):
+        left, sign, right, equals, answer = line.split(" ")
+        assert int(left) + int(sign + right) == int(answer) and equals == "="
+    assert asked.endswith(" =") and task.sampling.stop == ("\n",)
+    assert task.solution(task.train[0]) == f" {task.train[0].meta['answer']}\n"
+
+
+def test_a_mix_in_text_style_writes_examples_like_the_question_and_drops_what_it_is_told_to():
+    task = replace(gym.demo(), train=64, heldout=32).build()
+    prompt = next(p for p in task.train if p.meta["source"] == "basic_arithmetic")
+    example, asked = prompt.content.split("\n")
+    left, right = example.split(" = ")[0].split(" + ")
+    assert example == f"{left} + {right} = {int(left) + int(right)}" and asked.endswith(" =")
+    assert task.solution(prompt) == f" {prompt.meta['answer']}\n" and task.sampling.stop == ("\n",)
 
 
 def test_subtraction_gives_negative_answers_in_the_alphabet_of_the_tiny_model():
@@ -111,10 +132,19 @@ def test_a_mix_has_its_shares_and_every_beginning_of_the_held_out_set_is_mixed()
     assert {p.meta["source"] for p in task.heldout[:8]} == {"chain_sum", "spell_backward"}
 
 
+def test_questions_of_the_same_words_in_another_order_are_on_the_same_side_of_a_mix():
+    task = replace(gym.demo(), train=2000, heldout=200).build()
+    train, held = (
+        {tuple(sorted(p.content.splitlines()[-1].split())) for p in prompts if p.meta["source"] == "basic_arithmetic"}
+        for prompts in (task.train, task.heldout)
+    )
+    assert train and held and not train & held
+
+
 def test_a_mix_reports_the_score_of_each_dataset_and_drops_partial_marks_unless_asked():
     source = gym.Source(dataset="spell_backward", parameters={"min_word_len": 6, "max_word_len": 6})
     for partial in (False, True):
-        config = gym.Config(sources=(gym.Source(**{**_fields(source), "partial": partial}),), train=4, heldout=4)
+        config = gym.Config(sources=(replace(source, partial=partial),), train=4, heldout=4)
         task = config.build()
         answer = task.heldout[0].meta["answer"]
         almost = value(task, task.heldout[0], answer[:-1] + "#")
@@ -122,14 +152,10 @@ def test_a_mix_reports_the_score_of_each_dataset_and_drops_partial_marks_unless_
         assert almost.value == (almost.parts["spell_backward"] if partial else 0.0)
 
 
-def _fields(config):
-    return {name: object.__getattribute__(config, name) for name in type(config).__slots__}
-
-
 def test_a_reward_for_another_problem_than_the_prompts_is_an_error():
     task = SMALL_MIX.build()
     with pytest.raises(DataError, match="same problem twice"):
-        task.reward("another question", "1", task.train[0].meta)
+        task.reward("another question", "1", {**task.train[0].meta, "answer": "another"})
 
 
 @pytest.mark.parametrize(
@@ -138,6 +164,7 @@ def test_a_reward_for_another_problem_than_the_prompts_is_an_error():
         (gym.Config(sources=(gym.Source(dataset="chain_some"),)), "chain_sum"),
         (gym.Config(sources=(gym.Source(dataset="chain_sum", parameters={"terms": 2}),)), "ChainSumConfig"),
         (gym.Config(sources=(gym.Source(dataset="chain_sum", parameters={"min_terms": 0}),)), "ChainSumConfig"),
+        (gym.Config(sources=(gym.Source(dataset="gcd", form="{question} {answer}"),)), "end of the line"),
         (gym.Config(sources=()), "at least one source"),
         (gym.Config(sources=(gym.Source(dataset="gcd"), gym.Source(dataset="gcd"))), "each dataset once"),
         (addition.Config(terms=0), "at least 1"),
@@ -187,3 +214,5 @@ def test_an_empty_set_a_uid_twice_and_a_shared_problem_are_data_errors():
 def test_prompts_that_share_examples_differ_only_in_the_last_turn():
     turns = conversation("Add.", [("1+1", "2")], "2+3")
     assert turns == (Message("system", "Add."), Message("user", "1+1"), Message("assistant", "2"), Message("user", "2+3"))
+    assert conversation(None, [], "2+3") == (Message("user", "2+3"),)
+    assert conversation("", [], "2+3")[0] == Message("system", "")
