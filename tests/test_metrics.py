@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from freerun.environment import environment
 from freerun.errors import ConfigError, RunDirectoryError
 from freerun.metrics import METRICS, EvalRecord, Event, Fanout, SampleRecord, Status, StepRecord, describe, plain
-from freerun.rundir import RunDirectory, environment, jsonable, read_log
+from freerun.rundir import RunDirectory, jsonable, read_log
 from freerun.runlock import LOCK, process_start
 from freerun.types import Histogram, Max, Mean, Sum
 
@@ -25,8 +26,18 @@ def a_step(step: int, **metrics: float) -> StepRecord:
 
 
 def a_sample(step: int, item: int = 0, completion: str = "4") -> SampleRecord:
-    return SampleRecord(step=step, item=item, uid="2+2", prompt="2+2=", completion=completion, reward=1.0, oldest=step - 1,
-                        newest=step - 1, lag=0, stop="eos")
+    return SampleRecord(
+        step=step,
+        item=item,
+        uid="2+2",
+        prompt="2+2=",
+        completion=completion,
+        reward=1.0,
+        oldest=step - 1,
+        newest=step - 1,
+        lag=0,
+        stop="eos",
+    )
 
 
 def an_eval(step: int, accuracy: float = 0.5) -> EvalRecord:
@@ -48,8 +59,12 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
 
 
 def test_plain_gives_each_kind_of_metric_its_value_in_order_of_names() -> None:
-    merged = {"reward/mean": Mean(3.0, 2.0), "lag/max": Max(2.0), "lag/tokens": Histogram({1: 5.0, 0: 2.0}),
-              "tokens/trained": Sum(7.0)}
+    merged = {
+        "reward/mean": Mean(3.0, 2.0),
+        "lag/max": Max(2.0),
+        "lag/tokens": Histogram({1: 5.0, 0: 2.0}),
+        "tokens/trained": Sum(7.0),
+    }
     assert plain(merged) == {"lag/max": 2.0, "lag/tokens": {0: 2.0, 1: 5.0}, "reward/mean": 1.5, "tokens/trained": 7.0}
     assert list(plain(merged)) == sorted(merged)
 
@@ -102,7 +117,11 @@ def test_every_record_is_on_disk_when_the_call_that_records_it_returns(run: RunD
     run.sample(a_sample(1))
     run.status(Status(step=1, total_steps=3, seconds=10.0, executors={}))
     assert {n: len(read_log(run.path / f"{n}.jsonl").rows) for n in ("metrics", "events", "evals", "samples")} == {
-        "metrics": 1, "events": 1, "evals": 1, "samples": 1}
+        "metrics": 1,
+        "events": 1,
+        "evals": 1,
+        "samples": 1,
+    }
 
 
 def test_a_number_that_is_not_finite_is_written_as_a_string_so_that_the_line_is_json(run: RunDirectory) -> None:
@@ -164,7 +183,9 @@ def test_a_sample_larger_than_the_bound_does_not_hang_the_run(tmp_path: Path) ->
 
 def test_records_of_any_kind_become_json_data() -> None:
     assert jsonable({1: (a_span(0.0, 1.0), {2.5}), "x": float("-inf")}) == {
-        "1": [{"executor": "trainer", "what": "train", "start": 0.0, "end": 1.0, "detail": {}}, [2.5]], "x": "-inf"}
+        "1": [{"executor": "trainer", "what": "train", "start": 0.0, "end": 1.0, "detail": {}}, [2.5]],
+        "x": "-inf",
+    }
 
 
 # --- one run per directory ---------------------------------------------------------------------------------------------------
@@ -195,8 +216,10 @@ def test_a_directory_with_other_files_is_refused_and_not_touched(tmp_path: Path)
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
-    script = ("import os, signal, sys; from freerun.rundir import RunDirectory; RunDirectory.create(sys.argv[1], {});"
-              "os.kill(os.getpid(), signal.SIGKILL)")
+    script = (
+        "import os, signal, sys; from freerun.rundir import RunDirectory; RunDirectory.create(sys.argv[1], {});"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], check=False)
     assert (tmp_path / "run" / LOCK).exists()
     run = RunDirectory.resume(tmp_path / "run", 0)
