@@ -3,16 +3,37 @@
 import asyncio
 import enum
 import inspect
+import os
+import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from freerun.errors import DeadlineExceeded, ExecutorDied, ExecutorFailed, FreerunError
+from freerun.errors import ConfigError, DeadlineExceeded, ExecutorDied, ExecutorFailed, FreerunError
+from freerun.placement.base import ExecutorSpec
 from freerun.placement.interleaving import Completion, Ending, Recorder
+
+
+def check(specs: Sequence[ExecutorSpec], taken: Collection[str]) -> None:
+    """Raises `ConfigError` for specifications that cannot all be started beside the executors named in `taken`."""
+    for name, number in Counter([*taken, *(spec.name for spec in specs)]).items():
+        if number > 1:
+            raise ConfigError(
+                f"two executors are called '{name}'", given=f"{number} of that name", expected="one", todo="number them"
+            )
+    usable = os.sched_getaffinity(0) if sys.platform == "linux" else frozenset(range(os.cpu_count() or 1))
+    for spec in specs:
+        if not usable.issuperset(spec.cores) or spec.threads < 1:
+            raise ConfigError(
+                f"executor '{spec.name}' cannot have these cores or threads",
+                given=f"cores {spec.cores}, {spec.threads} threads",
+                expected=f"cores out of {sorted(usable)}, at least one thread",
+                todo="lower the number of executors, or switch pinning off",
+            )
 
 
 class End(enum.Enum):

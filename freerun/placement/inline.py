@@ -14,7 +14,7 @@ import torch
 
 from freerun.errors import ConfigError
 from freerun.placement.base import ExecutorSpec
-from freerun.placement.calls import END, Desk, Exited, Life, died, is_sync, run
+from freerun.placement.calls import END, Desk, Exited, Life, check, died, is_sync, run
 from freerun.placement.interleaving import Completion, Recorder, read
 from freerun.placement.schedules import Call, Replay, Schedule, Serial, Threads, Virtual
 
@@ -90,6 +90,7 @@ class InlinePlacement:
 
     async def spawn(self, specs: Sequence[ExecutorSpec]) -> Mapping[str, InlineHandle]:
         """See `base.Placement.spawn`. Constructors run one after another, in the given order."""
+        check(specs, self._specs)
         if self._threads_before is None:
             self._threads_before = torch.get_num_threads()
         torch.set_num_threads(max([spec.threads for spec in [*self._specs.values(), *specs]]))

@@ -33,7 +33,7 @@ from monarch.actor import (
 from freerun.errors import FreerunError
 from freerun.placement import resident, wire
 from freerun.placement.base import ExecutorSpec
-from freerun.placement.calls import END, Desk, Exited, Life
+from freerun.placement.calls import END, Desk, Exited, Life, check
 from freerun.placement.guardian import Guardian
 from freerun.placement.interleaving import Recorder
 from freerun.placement.processes import Process, end
@@ -127,6 +127,7 @@ class MonarchPlacement:
 
     async def spawn(self, specs: Sequence[ExecutorSpec]) -> Mapping[str, MonarchHandle]:
         """See `base.Placement.spawn`. Processes start side by side."""
+        check(specs, self._specs)
         _take_over_endings()
         self._guardian = self._guardian or Guardian()
         self._specs |= {spec.name: spec for spec in specs}

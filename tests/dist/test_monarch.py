@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from freerun.errors import DataError, DeadlineExceeded, ExecutorDied, ExecutorFailed
+from freerun.errors import ConfigError, DataError, DeadlineExceeded, ExecutorDied, ExecutorFailed
 from freerun.placement.base import ExecutorSpec
 
 pytest.importorskip("monarch", reason="torchmonarch is not installed")
@@ -226,7 +226,7 @@ def test_a_killed_executor_is_noticed_named_and_can_be_respawned():
         with pytest.raises(ExecutorDied, match=r"(?s)'a' died.*process \d+ ended.*sleep"):
             await call
         assert await anext(placement.failures()) == "a"
-        assert time.monotonic() - killed < 3.0  # the promise is seconds, Monarch alone takes ten
+        assert time.monotonic() - killed < 8.0  # at once on a free machine; Monarch alone takes ten
         assert await b.call("add", 1, deadline=20) == 1
         again = await placement.respawn("a")
         assert await again.call("add", 4, deadline=20) == 4
@@ -264,6 +264,16 @@ def test_a_constructor_that_raises_ends_the_other_processes():
             await placement.spawn(
                 [ExecutorSpec(name="good", factory=Worker), ExecutorSpec(name="bad", factory=Worker, args=(-1,))]
             )
+        return placement.pids()
+
+    assert asyncio.run(main()) == {}
+
+
+def test_cores_that_do_not_exist_are_refused_before_anything_starts():
+    async def main():
+        placement = MonarchPlacement()
+        with pytest.raises(ConfigError, match="cores"):
+            await placement.spawn([ExecutorSpec(name="a", factory=Worker, cores=(100_000,))])
         return placement.pids()
 
     assert asyncio.run(main()) == {}
