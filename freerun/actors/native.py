@@ -10,7 +10,6 @@ What prompts have in common at their start (a system message, worked examples) i
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,34 +17,14 @@ from torch import Tensor
 from freerun.actors.adoption import adopt
 from freerun.actors.engine import Finished
 from freerun.actors.forward import Forward
-from freerun.actors.slots import Slots, Stretch, decode_plan, prefill_plan
+from freerun.actors.response import Response
+from freerun.actors.slots import Partition, Slots, Stretch, make_plan
 from freerun.errors import DataError
 from freerun.ops.sampling import SamplingRows, draw, stream_key, uniform
-from freerun.types import CachePolicy, Failure, FailureKind, Prompt, Request, Sampling, Stop, Trajectory
+from freerun.types import CachePolicy, Failure, FailureKind, Prompt, Request, Trajectory
 
 _SHARED_PREFIX = 16
 """Shorter common starts are not worth keeping."""
-
-
-@dataclass(slots=True, eq=False)
-class Response:
-    """One response that waits or runs. `filled` is the version whose weights made its prompt's keys and values."""
-
-    item: int
-    sample: int
-    group_size: int
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    key: int
-    tokens: list[int] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    filled: int = -1
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and response."""
-        return len(self.prompt) + len(self.tokens)
 
 
 class NativeEngine:
@@ -84,10 +63,10 @@ class NativeEngine:
         self._slots = Slots(num_layers, slots, max_context)
         self._running: list[Response] = []
         self._waiting: deque[Response] = deque()
-        self._instant: list[Finished] = []
+        self._instant: list[tuple[int, Finished]] = []
         self._pending: tuple[int, Mapping[str, Tensor]] | None = None
-        self._rows: SamplingRows | None = None
-        self._key_n: Tensor | None = None
+        self._partition = Partition()
+        self._rows: tuple[SamplingRows, Tensor] | None = None
         self._prefix: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
         self._recent: tuple[int, ...] = ()
 
@@ -114,34 +93,38 @@ class NativeEngine:
         for sample in range(request.num_samples):
             partial = request.partial[sample] if request.partial else None
             if partial is not None and partial.stop is not None:
-                self._instant.append(Finished(request.item, sample, partial))
+                self._instant.append((request.num_samples, Finished(request.item, sample, partial)))
                 continue
             response = Response(
                 request.item, sample, request.num_samples, prompt, request.sampling, stream_key(request.seed, sample)
             )
             if partial is not None:
-                response.tokens = partial.tokens_T[partial.action_T].tolist()
-                response.logps = partial.logp_T[partial.action_T].tolist()
-                response.versions = partial.version_T[partial.action_T].tolist()
+                response.resume(partial)
             self._waiting.append(response)
 
     @torch.inference_mode()
     def step(self) -> list[Finished]:
-        """Decode one token for every running response, then admit waiting ones, whose first token comes from their prefill."""
-        finished, self._instant = self._instant, []
+        """Admit waiting responses into free slots, then produce one token for every running one: the first tokens of the new
+        ones come from the pass that prefills their prompts, which also decodes the others."""
+        finished = [done for _, done in self._instant]
+        self._instant = []
         if self._pending is not None and not self._running:
             self._swap(*self._pending)
+        decoding = len(self._running)
+        settings = self._settings() if decoding else None
+        new = self._admit() if self._pending is None else range(0)
+        if not self._running:
+            return finished
+        self._slots.reserve(max(response.length for response in self._running))
+        if new:
+            decoded_nV, new_RV = self._fill(new, decoding=decoding, logits=True)
+        else:
+            decoded_nV, _ = self._run((), decoding=decoding, logits=True)
         holes: list[int] = []
-        if self._running:
-            slots = range(len(self._running))
-            finished += self._record(self._decode_logits(), slots, self._running_rows(), self._key_n, holes)
-        if self._pending is None and self._waiting:
-            slots = self._admit(holes)
-            if slots:
-                responses = [self._running[slot] for slot in slots]
-                key_R = torch.tensor([r.key for r in responses])
-                rows = SamplingRows.of([r.sampling for r in responses], self._device)
-                finished += self._record(self._fill(slots, logits=True), slots, rows, key_R, holes)
+        if settings is not None:
+            finished += self._record(decoded_nV, range(decoding), *settings, holes)
+        if new:
+            finished += self._record(new_RV, new, *self._settings_of(new), holes)
         self._close(holes)
         return finished
 
@@ -155,21 +138,21 @@ class NativeEngine:
             return
         self._swap(version, tensors)
         if policy is CachePolicy.RECOMPUTE and self._running:
-            self._fill(range(len(self._running)), logits=False)
+            self._fill(range(len(self._running)), decoding=0, logits=False)
 
     def pause(self, items: Sequence[int]) -> dict[int, tuple[Trajectory | None, ...]]:
         """Stop these items; what each sample has so far, in the form of `Request.partial`. Items not here are left out."""
         wanted = set(items)
         paused: dict[int, list[Trajectory | None]] = {}
-        holes = []
         for response in [*self._running, *self._waiting]:
             if response.item in wanted:
-                partial = self._trajectory(response, None) if response.tokens else None
+                partial = response.trajectory(self._decode, None, self._policy) if response.tokens else None
                 paused.setdefault(response.item, [None] * response.group_size)[response.sample] = partial
         holes = [slot for slot, response in enumerate(self._running) if response.item in wanted]
-        for done in self._instant:
+        for group_size, done in self._instant:
             if done.item in wanted:
-                paused.setdefault(done.item, [None] * (done.sample + 1))[done.sample] = done.outcome
+                paused.setdefault(done.item, [None] * group_size)[done.sample] = done.outcome
+        self._instant = [entry for entry in self._instant if entry[1].item not in wanted]
         self._waiting = deque(r for r in self._waiting if r.item not in wanted)
         with torch.inference_mode():
             self._close(holes)
@@ -181,28 +164,33 @@ class NativeEngine:
         self._forward.refresh()
         self.version, self._pending, self._prefix = version, None, None
 
-    def _decode_logits(self) -> Tensor:
-        lengths = [response.length - 1 for response in self._running]
-        self._slots.reserve(max(lengths) + 1)
-        plan = decode_plan(self._slots, lengths, self._device)
-        token_n = torch.tensor([response.tokens[-1] for response in self._running], device=self._device)
-        return self._forward(token_n, plan, None)
-
-    def _running_rows(self) -> SamplingRows:
+    def _settings(self) -> tuple[SamplingRows, Tensor]:
+        """Sampling settings and stream keys of all that run, kept until others do."""
         if self._rows is None:
-            self._rows = SamplingRows.of([r.sampling for r in self._running], self._device)
-            self._key_n = torch.tensor([r.key for r in self._running])
+            self._rows = self._settings_of(range(len(self._running)))
         return self._rows
+
+    def _settings_of(self, slots: Sequence[int]) -> tuple[SamplingRows, Tensor]:
+        responses = [self._running[slot] for slot in slots]
+        key_R = torch.tensor([r.key for r in responses], device=self._device)
+        return SamplingRows.of([r.sampling for r in responses], self._device), key_R
+
+    def _changed(self) -> None:
+        """Others run now, or in other slots."""
+        self._rows = None
+        self._partition.reset()
 
     def _record(
         self, logits_RV: Tensor, slots: Sequence[int], rows: SamplingRows, key_R: Tensor, holes: list[int]
     ) -> list[Finished]:
         """Draw one token for each of `slots`; add those that ended to `holes` and return them."""
         responses = [self._running[slot] for slot in slots]
-        position_R = torch.tensor([len(r.tokens) for r in responses])
-        token_R, logp_R = draw(logits_RV, rows, uniform(key_R, position_R).to(self._device))
+        position_R = torch.tensor([len(r.tokens) for r in responses], device=self._device)
+        token_R, logp_R = draw(logits_RV, rows, uniform(key_R, position_R))
+        # Both in one transfer; float64 holds token ids and float32 log-probs exactly.
+        token_R, logp_R = torch.stack([token_R.double(), logp_R.double()]).tolist()
         finished = []
-        for slot, response, token, logp in zip(slots, responses, token_R.tolist(), logp_R.tolist(), strict=True):
+        for slot, response, token, logp in zip(slots, responses, map(int, token_R), logp_R, strict=True):
             if logp != logp:
                 message = f"logits of weights version {self.version} are not finite at position {response.length}"
                 failure = Failure(FailureKind.MODEL, "native engine", message)
@@ -210,46 +198,23 @@ class NativeEngine:
                 self._slots.clear(slot)
                 holes.append(slot)
                 continue
-            response.tokens.append(token)
-            response.logps.append(logp)
-            response.versions.append(self.version)
-            stop = self._stop(response)
+            response.add(token, logp, self.version)
+            stop = response.ended(self._eos, self._decode, self._max_context)
             if stop is not None:
-                finished.append(Finished(response.item, response.sample, self._trajectory(response, stop)))
+                trajectory = response.trajectory(self._decode, stop, self._policy)
+                finished.append(Finished(response.item, response.sample, trajectory))
                 holes.append(slot)
         self.generated += len(responses)
         return finished
 
-    def _stop(self, response: Response) -> Stop | None:
-        if response.tokens[-1] in self._eos:
-            return Stop.EOS
-        if response.sampling.stop and self._stop_string(response):
-            return Stop.STRING
-        if len(response.tokens) >= response.sampling.max_tokens:
-            return Stop.LENGTH
-        return Stop.CONTEXT if response.length >= self._max_context else None
-
-    def _stop_string(self, response: Response) -> bool:
-        """Whether the text of the last tokens holds a stop string. A token that adds text adds at least a byte, and two more
-        tokens keep what a tokenizer does to the first character of a text away from the match."""
-        reach = max(len(stop.encode()) for stop in response.sampling.stop) + 2
-        text = self._decode(response.tokens[-reach:])
-        return any(stop in text for stop in response.sampling.stop)
-
-    def _admit(self, holes: list[int]) -> list[int]:
-        """Move waiting responses into free slots, `holes` first; returns the slots."""
-        slots = []
-        while self._waiting and (holes or len(self._running) < self._num_slots):
-            response = self._waiting.popleft()
-            if holes:
-                slots.append(holes.pop(0))
-                self._running[slots[-1]] = response
-            else:
-                slots.append(len(self._running))
-                self._running.append(response)
-        if slots:
-            self._rows = None
-        return slots
+    def _admit(self) -> range:
+        """Move waiting responses into the free slots behind the running ones; returns those slots."""
+        first = len(self._running)
+        while self._waiting and len(self._running) < self._num_slots:
+            self._running.append(self._waiting.popleft())
+        if len(self._running) > first:
+            self._changed()
+        return range(first, len(self._running))
 
     def _close(self, holes: list[int]) -> None:
         """Move the last responses into the holes, so that the running ones stay dense."""
@@ -259,18 +224,19 @@ class NativeEngine:
                 self._slots.copy(len(self._running), [hole], last.length - 1)
                 self._running[hole] = last
         if holes:
-            self._rows = None
+            self._changed()
 
-    def _fill(self, slots: Sequence[int], *, logits: bool) -> Tensor | None:
+    def _fill(self, slots: Sequence[int], *, decoding: int, logits: bool) -> tuple[Tensor | None, Tensor | None]:
         """Compute keys and values of the responses in `slots` with the weights in use: of everything, and return the logits
-        [R, V] after each one's last token; or, without `logits`, of all but the last token, which the next step decodes."""
+        [R, V] after each one's last token; or, without `logits`, of all but the last token, which the next step decodes.
+        On the way decode slots 0 to `decoding`, whose logits [n, V] are returned first."""
         responses = [self._running[slot] for slot in slots]
-        self._slots.reserve(max(r.length for r in responses))
         members: dict[tuple[int, ...], list[int]] = {}
         for index, response in enumerate(responses):
             members.setdefault(response.prompt, []).append(index)
         fresh = {r.prompt: slot for slot, r in enumerate(self._running) if r.filled == self.version}
-        first = self._fill_prompts({p: slots[indices[0]] for p, indices in members.items()}, fresh, logits)
+        where = {prompt: slots[indices[0]] for prompt, indices in members.items()}
+        decoded_nV, first = self._fill_prompts(where, fresh, decoding, logits)
         rows: list[Tensor | None] = [None] * len(responses)
         rest = []
         for prompt, indices in members.items():
@@ -284,18 +250,18 @@ class NativeEngine:
                     rest.append((index, Stretch(slots[index], len(prompt), tokens)))
                 elif logits:
                     rows[index] = first[prompt]
-        following = self._prefill([stretch for _, stretch in rest], logits)
+        _, following = self._run([stretch for _, stretch in rest], decoding=0, logits=logits)
         if not logits:
-            return None
+            return None, None
         for row, (index, _) in enumerate(rest):
             rows[index] = following[row]
-        return torch.stack(rows)
+        return decoded_nV, torch.stack(rows)
 
     def _fill_prompts(
-        self, where: Mapping[tuple[int, ...], int], fresh: Mapping[tuple[int, ...], int], logits: bool
-    ) -> dict[tuple[int, ...], Tensor]:
+        self, where: Mapping[tuple[int, ...], int], fresh: Mapping[tuple[int, ...], int], decoding: int, logits: bool
+    ) -> tuple[Tensor | None, dict[tuple[int, ...], Tensor]]:
         """Fill each prompt into its slot, from a slot that holds it (`fresh`), from the shared prefix, or through the model.
-        Returns the logits after each."""
+        Returns the logits of the slots that were decoded beside them, and the logits after each prompt."""
         stretches: dict[tuple[int, ...], Stretch] = {}
         unknown = []
         for prompt, slot in where.items():
@@ -305,19 +271,20 @@ class NativeEngine:
             else:
                 unknown.append(prompt)
         results: dict[tuple[int, ...], Tensor] = {}
-        if unknown and self._share_prefix:
-            common = self._common_start(unknown)
-            if common:
-                leader = unknown.pop(0)
-                rows_1V = self._prefill([self._rest(leader, where[leader])], logits)
-                results[leader] = rows_1V[0] if logits else None
-                self._prefix = leader[:common], self._slots.snapshot(where[leader], common)
-        for prompt in unknown:
-            stretches[prompt] = self._rest(prompt, where[prompt])
-        rows_RV = self._prefill(list(stretches.values()), logits)
-        if logits:
-            results.update(zip(stretches, rows_RV if rows_RV is not None else (), strict=True))
-        return results
+        common = self._common_start(unknown) if unknown and self._share_prefix else 0
+        leader = unknown[0] if common else ()
+        if common and len(unknown) > 1:
+            # The others start from what it leaves behind.
+            _, rows_RV = self._run([self._rest(leader, where[leader])], decoding=0, logits=logits)
+            results.update(zip([leader], rows_RV, strict=logits))
+            self._prefix = leader[:common], self._slots.snapshot(where[leader], common)
+            unknown = unknown[1:]
+        stretches.update((prompt, self._rest(prompt, where[prompt])) for prompt in unknown)
+        decoded_nV, rows_RV = self._run(list(stretches.values()), decoding=decoding, logits=logits)
+        results.update(zip(stretches, rows_RV, strict=logits))
+        if common and leader in stretches:
+            self._prefix = leader[:common], self._slots.snapshot(where[leader], common)
+        return decoded_nV, results
 
     def _common_start(self, prompts: Sequence[tuple[int, ...]]) -> int:
         """How much of the first prompt to keep as the shared prefix before the others are filled; 0 to leave it as it is."""
@@ -335,35 +302,31 @@ class NativeEngine:
             self._slots.restore(self._prefix[1], slot, start)
         return Stretch(slot, start, prompt[start:])
 
-    def _prefill(self, stretches: Sequence[Stretch], logits: bool) -> Tensor | None:
-        """Run `stretches` through the model in passes of at most `prefill_tokens`; logits [R, V] after the end of each."""
-        outputs = []
+    def _run(self, stretches: Sequence[Stretch], *, decoding: int, logits: bool) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """Run `stretches` through the model in passes of at most `prefill_tokens`, the first of which also decodes slots 0 to
+        `decoding`. Returns the logits [n, V] of the latter and [R, V] after each stretch."""
+        current = [(r.tokens[-1], r.length - 1) for r in self._running[:decoding]]
+        runs = self._partition.runs([p + 1 for _, p in current], self._slots.capacity) if decoding else ()
+        decoded_nV = None
+        outputs: list[Tensor] = []
         order: list[int] = []
-        for batch in passes(stretches, self._prefill_tokens):
-            plan, token_N, last = prefill_plan(self._slots, [stretch for _, stretch in batch], self._device)
+        for batch in passes(stretches, self._prefill_tokens) or [[]] * bool(decoding):
+            plan, token_N, last = make_plan(
+                self._slots, self._device, decoding=current, runs=runs, stretches=[piece for _, piece in batch]
+            )
             ends = [(i, row) for (i, piece), row in zip(batch, last, strict=True) if piece.end == stretches[i].end]
-            row_R = torch.tensor([row for _, row in ends] if logits else [], dtype=torch.int64, device=self._device)
-            outputs.append(self._forward(token_N, plan, row_R))
+            row_R = torch.tensor([*range(len(current)), *(row for _, row in ends)] if logits else [], dtype=torch.int64)
+            logits_RV = self._forward(token_N, plan, row_R.to(self._device) if batch else None)
+            if current:
+                decoded_nV = logits_RV[: len(current)]
+            outputs.append(logits_RV[len(current) :])
             order += [index for index, _ in ends]
-            self.prefilled += len(token_N)
-        if not logits or not stretches:
-            return None
+            self.prefilled += len(token_N) - len(current)
+            current, runs = [], ()
+        if not logits or not outputs:
+            return decoded_nV, ()
         back = sorted(range(len(order)), key=order.__getitem__)
-        return torch.cat(outputs)[torch.tensor(back, device=self._device)]
-
-    def _trajectory(self, response: Response, stop: Stop | None) -> Trajectory:
-        prompt, count = len(response.prompt), len(response.tokens)
-        action_T = torch.zeros(prompt + count, dtype=torch.bool)
-        action_T[prompt:] = True
-        return Trajectory(
-            tokens_T=torch.tensor([*response.prompt, *response.tokens]),
-            action_T=action_T,
-            logp_T=torch.tensor([0.0] * prompt + response.logps),
-            version_T=torch.tensor([-1] * prompt + response.versions, dtype=torch.int32),
-            text=self._decode(response.tokens),
-            stop=stop,
-            cache_policy=self._policy,
-        )
+        return decoded_nV, torch.cat(outputs)[torch.tensor(back, dtype=torch.int64, device=self._device)]
 
 
 def passes(stretches: Sequence[Stretch], budget: int) -> list[list[tuple[int, Stretch]]]:

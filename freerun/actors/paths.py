@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from freerun.actors.forward import Forward, HuggingFaceForward
 from freerun.actors.llama import LlamaForward, applies
-from freerun.actors.slots import Slots, Stretch, decode_plan, prefill_plan
+from freerun.actors.slots import Slots, Stretch, make_plan
 from freerun.errors import ConfigError
 
 _PROBE = 24
@@ -49,12 +49,14 @@ def difference(forward: Forward, num_layers: int, reference_NV: Tensor, tokens: 
     slots = Slots(num_layers, 2, len(tokens))
     slots.reserve(len(tokens))
     device, half = reference_NV.device, len(tokens) // 2
-    plan, token_N, last = prefill_plan(slots, [Stretch(0, 0, tokens[:half]), Stretch(1, 0, tokens[: half - 1])], device)
+    first = [Stretch(0, 0, tokens[:half]), Stretch(1, 0, tokens[: half - 1])]
+    plan, token_N, last = make_plan(slots, device, stretches=first)
     rows = [forward(token_N, plan, torch.tensor(last, device=device))[:1]]
     for position in range(half, len(tokens) - 2):
-        plan = decode_plan(slots, [position, position - 1], device)
-        rows.append(forward(torch.tensor([tokens[position], tokens[position - 1]], device=device), plan, None)[:1])
-    plan, token_N, _ = prefill_plan(slots, [Stretch(0, len(tokens) - 2, tokens[-2:])], device)
+        both = [(tokens[position], position), (tokens[position - 1], position - 1)]
+        plan, token_N, _ = make_plan(slots, device, decoding=both, runs=[(0, 2, position + 1)])
+        rows.append(forward(token_N, plan, None)[:1])
+    plan, token_N, _ = make_plan(slots, device, stretches=[Stretch(0, len(tokens) - 2, tokens[-2:])])
     rows.append(forward(token_N, plan, None))
     got_RV, expected_RV = torch.cat(rows).float(), reference_NV[half - 1 :].float()
     return (got_RV.log_softmax(-1) - expected_RV.log_softmax(-1)).abs().max().item()

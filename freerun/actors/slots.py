@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _ROUND = 16
+_REACH = 32
 _CALL_COST = 48
 """Cost of one more attention call, in (response, position) pairs read: measured at about 15 us against 0.3 us on one core."""
 
@@ -137,7 +138,7 @@ class Plan:
             key, value, causal = block.keys(keys_SKTD, values_SKTD, key_NKD, value_NKD)
             at = (index, window)
             if at not in self._masks:
-                self._masks[at] = block.mask(self.position_N, window, query_NHD.dtype)
+                self._masks[at] = block.mask(self, window, query_NHD.dtype)
             mask = self._masks[at]
             if softcap is None and sinks_H is None:
                 out = F.scaled_dot_product_attention(
@@ -153,6 +154,15 @@ class Plan:
                 out = _plain_attention(query, key, value, mask, causal, scale, softcap, sinks_H)
             outputs.append(block.output(out))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def decode_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive mask [n, 1, 1, T] of the decoding responses, up to the longest of them; made once."""
+        at = (-1, window)
+        if at not in self._masks:
+            blocks = [block for block in self.blocks if isinstance(block, DecodeBlock)]
+            at_n111 = self.position_N[: blocks[-1].last, None, None, None]
+            self._masks[at] = _causal_mask(at_n111, max(block.length for block in blocks), window, dtype)
+        return self._masks[at]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +181,8 @@ class DecodeBlock:
         here = slice(self.first, self.last)
         return keys_SKTD[here, :, : self.length], values_SKTD[here, :, : self.length], False
 
-    def mask(self, position_N: Tensor, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        at_n111 = position_N[self.first : self.last, None, None, None]
-        seen_T = torch.arange(self.length, device=position_N.device)
-        hidden = seen_T > at_n111
-        if window is not None:
-            hidden |= seen_T <= at_n111 - window
-        return torch.zeros(hidden.shape, dtype=dtype, device=position_N.device).masked_fill_(hidden, -torch.inf)
+    def mask(self, plan: "Plan", window: int | None, dtype: torch.dtype) -> Tensor:
+        return plan.decode_mask(window, dtype)[self.first : self.last, ..., : self.length]
 
     def output(self, out: Tensor) -> Tensor:
         return out.reshape(self.last - self.first, -1, out.shape[-1])
@@ -201,16 +206,11 @@ class PrefillBlock:
         end = self.start + (self.last - self.first) // len(self.slot_P)
         return keys_SKTD[self.slot_P, :, :end], values_SKTD[self.slot_P, :, :end], False
 
-    def mask(self, position_N: Tensor, window: int | None, dtype: torch.dtype) -> Tensor | None:
+    def mask(self, plan: "Plan", window: int | None, dtype: torch.dtype) -> Tensor | None:
         length = (self.last - self.first) // len(self.slot_P)
         if self.start == 0 and (window is None or window >= length):
             return None
-        at_Q1 = position_N[self.first : self.first + length, None]
-        seen_T = torch.arange(self.start + length, device=position_N.device)
-        hidden = seen_T > at_Q1
-        if window is not None:
-            hidden |= seen_T <= at_Q1 - window
-        return torch.zeros(hidden.shape, dtype=dtype, device=position_N.device).masked_fill_(hidden, -torch.inf)
+        return _causal_mask(plan.position_N[self.first : self.first + length, None], self.start + length, window, dtype)
 
     def output(self, out: Tensor) -> Tensor:
         return out.transpose(1, 2).reshape(self.last - self.first, out.shape[1], out.shape[3])
@@ -219,58 +219,98 @@ class PrefillBlock:
         return x_NHD[self.first : self.last].view(len(self.slot_P), -1, *x_NHD.shape[1:]).transpose(1, 2)
 
 
-def decode_plan(slots: Slots, lengths: Sequence[int], device: torch.device | str) -> Plan:
-    """One token for each of slots 0 to n, which hold `lengths` positions so far."""
-    position_n = torch.tensor(lengths, dtype=torch.int64, device=device)
-    blocks = [DecodeBlock(first, last, length) for first, last, length in partition([n + 1 for n in lengths], slots.capacity)]
-    return Plan(slots, torch.arange(len(lengths), device=device), position_n, blocks)
+class Partition:
+    """How the decoding slots are cut into runs for attention; kept while every response still fits its run."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[int, int, int]] = []
+        self._steps = 0
+
+    def reset(self) -> None:
+        """Responses have moved to other slots."""
+        self._steps = 0
+
+    def runs(self, lengths: Sequence[int], capacity: int) -> list[tuple[int, int, int]]:
+        """Runs `(first, last, length)` for slots that hold `lengths` positions, where each grows by one per call."""
+        if not self._steps or self._runs[-1][1] != len(lengths):
+            self._runs = partition([n + _ROUND // 2 for n in lengths], capacity)
+            self._steps = 1 + min(length - max(lengths[first:last]) for first, last, length in self._runs)
+        self._steps -= 1
+        return self._runs
 
 
-def prefill_plan(slots: Slots, stretches: Sequence[Stretch], device: torch.device | str) -> tuple[Plan, Tensor, list[int]]:
-    """A plan for `stretches`, their tokens [N], and for each stretch the index of its last token in the pass."""
-    order = sorted(range(len(stretches)), key=lambda i: (stretches[i].start, len(stretches[i].tokens)))
-    tokens, slot, position, blocks, last = [], [], [], [], [0] * len(stretches)
-    members: list[int] = []
-    for rank, index in enumerate(order):
-        stretch = stretches[index]
-        length = len(stretch.tokens)
-        tokens += stretch.tokens
-        slot += [stretch.slot] * length
-        position += range(stretch.start, stretch.end)
-        last[index] = len(tokens) - 1
-        members.append(stretch.slot)
-        following = stretches[order[rank + 1]] if rank + 1 < len(order) else None
-        if following is None or (following.start, len(following.tokens)) != (stretch.start, length):
-            first = len(tokens) - length * len(members)
-            blocks.append(PrefillBlock(first, len(tokens), stretch.start, torch.tensor(members, device=device)))
-            members = []
-    where_2N = torch.tensor([slot, position], dtype=torch.int64, device=device)
-    return Plan(slots, where_2N[0], where_2N[1], blocks), torch.tensor(tokens, device=device), last
+def make_plan(
+    slots: Slots,
+    device: torch.device | str,
+    *,
+    decoding: Sequence[tuple[int, int]] = (),
+    runs: Sequence[tuple[int, int, int]] = (),
+    stretches: Sequence[Stretch] = (),
+) -> tuple[Plan, Tensor, list[int]]:
+    """One pass that decodes and prefills: its plan, its tokens [N], and for each stretch the row of its last token.
+
+    `decoding` holds (token, position) for slots 0 to n, which `runs` partition; they are the first n rows of the pass.
+    Stretches of equal start and length are computed together.
+    """
+    token, position = [t for t, _ in decoding], [p for _, p in decoding]
+    slot = list(range(len(decoding)))
+    blocks: list[DecodeBlock | PrefillBlock] = [DecodeBlock(*run) for run in runs]
+    last = [0] * len(stretches)
+    alike: dict[tuple[int, int], list[int]] = {}
+    for index, stretch in enumerate(stretches):
+        alike.setdefault((stretch.start, len(stretch.tokens)), []).append(index)
+    for (start, length), members in alike.items():
+        first = len(token)
+        for index in members:
+            token += stretches[index].tokens
+            slot += [stretches[index].slot] * length
+            position += range(start, start + length)
+            last[index] = len(token) - 1
+        slot_P = torch.tensor([stretches[index].slot for index in members], device=device)
+        blocks.append(PrefillBlock(first, len(token), start, slot_P))
+    token_N, slot_N, position_N = torch.tensor([token, slot, position], dtype=torch.int64, device=device)
+    return Plan(slots, slot_N, position_N, blocks), token_N, last
 
 
 def partition(lengths: Sequence[int], capacity: int) -> list[tuple[int, int, int]]:
     """Cut neighbouring slots into runs `(first, last, length)` such that reading every run up to its longest response, plus a
-    fixed cost per run, is cheapest: the best of all cuts, by dynamic programming over the last `_REACH` starts."""
-    rounded = [min(-(-n // _ROUND) * _ROUND, capacity) for n in lengths]
+    fixed cost per run, is cheapest. Neighbours of equal length, after rounding up, stay together; over what remains this is the
+    best of all cuts into runs of at most `_REACH` such pieces, by dynamic programming."""
+    ends: list[int] = []
+    sizes: list[int] = []
+    for index, length in enumerate(lengths):
+        rounded = min(-(-length // _ROUND) * _ROUND, capacity)
+        if sizes and sizes[-1] == rounded:
+            ends[-1] = index + 1
+        else:
+            sizes.append(rounded)
+            ends.append(index + 1)
+    starts = [0, *ends]
     best, cut = [0], [0]
-    for last in range(1, len(rounded) + 1):
-        longest, cheapest, start = 0, None, last - 1
+    for last in range(1, len(sizes) + 1):
+        longest, cheapest, start = 0, -1, last - 1
         for first in range(last - 1, max(-1, last - 1 - _REACH), -1):
-            longest = max(longest, rounded[first])
-            cost = best[first] + _CALL_COST + longest * (last - first)
-            if cheapest is None or cost < cheapest:
+            longest = max(longest, sizes[first])
+            cost = best[first] + _CALL_COST + longest * (starts[last] - starts[first])
+            if cheapest < 0 or cost < cheapest:
                 cheapest, start = cost, first
         best.append(cheapest)
         cut.append(start)
-    runs, last = [], len(rounded)
+    runs, last = [], len(sizes)
     while last:
         first = cut[last]
-        runs.append((first, last, max(rounded[first:last])))
+        runs.append((starts[first], starts[last], max(sizes[first:last])))
         last = first
     return runs[::-1]
 
 
-_REACH = 64
+def _causal_mask(at_Q1: Tensor, length: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Zero where a query at position `at_Q1` sees one of the first `length` positions, else minus infinity."""
+    seen_T = torch.arange(length, device=at_Q1.device)
+    hidden = seen_T > at_Q1
+    if window is not None:
+        hidden |= seen_T <= at_Q1 - window
+    return torch.zeros(hidden.shape, dtype=dtype, device=at_Q1.device).masked_fill_(hidden, -torch.inf)
 
 
 def _plain_attention(
