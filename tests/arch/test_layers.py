@@ -15,11 +15,8 @@ LAYERS = {
     **dict.fromkeys(["ops"], 1),
     **dict.fromkeys(["algorithms", "store", "weights", "models", "rewards"], 2),
     **dict.fromkeys(["actors", "trainer", "placement"], 3),
-    **dict.fromkeys(
-        **dict.fromkeys(
-            ["controller", "schedule", "tracker", "checkpoint", "evaluate", "metrics", "rundir", "environment", "runlock"], 4
-        ),
-    ),
+    **dict.fromkeys(["controller", "schedule", "tracker", "checkpoint", "evaluate", "metrics"], 4),
+    **dict.fromkeys(["rundir", "environment", "runlock"], 4),
     **dict.fromkeys(["cli", "launch", "tasks", "recipes", "claims", "plan", "watch"], 5),
 }
 
