@@ -12,7 +12,7 @@ from freerun.errors import WeightsError
 
 Buffer = TypeVar("Buffer")
 
-SPARES = 2
+SPARES = 1
 """Free buffers kept for reuse; more are given back, so that a reader that once lagged costs memory only while it does."""
 
 

@@ -44,9 +44,9 @@ class Subscriber(Protocol):
     """A reader's end; made where the reader lives."""
 
     def adopt(self, ref: WeightsRef, *, verify: bool = False) -> Mapping[str, Tensor]:
-        """The tensors of `ref`: views of the published buffer where the transport can map it (valid while the version is
-        pinned), else of this reader's own buffer (valid until the next adoption). With `verify`, raises `WeightsError` if the
-        bytes do not match `ref.checksum`; raises it, too, if the version is no longer held."""
+        """The tensors of `ref`: views of the published buffer where the transport can map it, which hold while the version is
+        pinned; else views of memory of this reader's own, which hold as long as anything refers to them. With `verify`, raises
+        `WeightsError` if the bytes do not match `ref.checksum`; raises it, too, if the version is no longer held."""
         ...
 
     def close(self) -> None: ...

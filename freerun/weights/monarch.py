@@ -9,6 +9,8 @@ Shape suffix: N bytes of a flat buffer.
 """
 
 import logging
+import mmap
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -107,31 +109,57 @@ class MonarchPublisher:
 
 
 class MonarchSubscriber:
-    """See `channel.Subscriber`. Reads into one buffer of its own, so the tensors are valid until the next adoption."""
+    """See `channel.Subscriber`. Reads into memory of its own, which it reuses once no tensor views it any more."""
 
     def __init__(self, *, timeout: int) -> None:
         _prepare()
         self._timeout = timeout
-        self._memory_N = torch.empty(0, dtype=torch.uint8)
+        self._landings: list[_Landing] = []
 
     def adopt(self, ref: WeightsRef, *, verify: bool = False) -> Mapping[str, Tensor]:
         if ref.transport != TRANSPORT:
             raise unreachable(ref, TRANSPORT)
-        if len(self._memory_N) < ref.address.size():
-            self._memory_N = torch.zeros(ref.address.size(), dtype=torch.uint8)
+        landing = self._landing(ref.address.size())
         try:
-            ref.address.read_into(self._memory_N, timeout=self._timeout).get()
-        except (
-            Exception
-        ) as error:  # Monarch's kinds of failure are not documented; whichever it is, the version is out of reach
+            ref.address.read_into(landing.window, timeout=self._timeout).get()
+        except Exception as error:  # Monarch does not say which kinds there are; whichever it is, the version is out of reach
             raise unreachable(ref, TRANSPORT) from error
-        if int(self._memory_N[:8].view(torch.int64)) != ref.version:
+        memory_N = landing.tensor()
+        if int(memory_N[:8].view(torch.int64)) != ref.version:
             raise unreachable(ref, TRANSPORT)
-        buffer_N = self._memory_N[HEADER : HEADER + ref.num_bytes]
+        buffer_N = memory_N[HEADER : HEADER + ref.num_bytes]
         if verify:
             verify_bytes(buffer_N, ref)
         return views(buffer_N, ref.manifest)
 
+    def _landing(self, size: int) -> "_Landing":
+        """Memory of `size` bytes that no tensor views. Any other that is free and of another size is given back."""
+        self._landings = [x for x in self._landings if len(x.window) == size or not x.is_free()]
+        free = next((x for x in self._landings if x.is_free()), None)
+        if free is None:
+            free = _Landing(size)
+            self._landings.append(free)
+        return free
+
     def close(self) -> None:
-        """Free the buffer, once no tensor views it."""
-        self._memory_N = torch.empty(0, dtype=torch.uint8)
+        """Let go of all memory; what a tensor views is freed with the tensor."""
+        self._landings = []
+
+
+class _Landing:
+    """Memory to read into. Every tensor made from it refers to `_memory`, so its count of references tells when it is free."""
+
+    def __init__(self, size: int) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (mmap.MAP_POPULATE if sys.platform == "linux" else 0)
+        self._memory = mmap.mmap(-1, size, flags=flags)
+        self.window = memoryview(self._memory)
+        self._idle = self._references()
+
+    def _references(self) -> int:
+        return sys.getrefcount(self._memory)
+
+    def is_free(self) -> bool:
+        return self._references() == self._idle
+
+    def tensor(self) -> Tensor:
+        return torch.frombuffer(self._memory, dtype=torch.uint8)

@@ -56,6 +56,9 @@ class Trainer:
     def pin(self, transport: str, version: int) -> None:
         self.publishers[transport].pin(version)
 
+    def release(self, transport: str, version: int) -> None:
+        self.publishers[transport].release(version)
+
     def buffers(self, transport: str) -> int:
         return len(self.publishers[transport]._pool)
 
@@ -69,13 +72,15 @@ class Reader:
 
     def __init__(self, subscribers: dict) -> None:
         self.subscribers, self.held = {name: make() for name, make in subscribers.items()}, {}
+        self.before = {}
 
     def adopt(self, ref) -> None:
+        self.before[ref.transport] = self.held.get(ref.transport)
         self.held[ref.transport] = self.subscribers[ref.transport].adopt(ref, verify=True)
 
-    def holds(self, transport: str, version: int) -> bool:
-        """Whether the tensors held now are bitwise those of `version`."""
-        held, dtype = self.held[transport], DTYPES[transport]
+    def holds(self, transport: str, version: int, *, before: bool = False) -> bool:
+        """Whether the tensors held now, or those held `before`, are bitwise those of `version`."""
+        held, dtype = (self.before if before else self.held)[transport], DTYPES[transport]
         want = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors(version).items()}
         return list(held) == list(want) and all(
             (held[n].dtype, held[n].shape) == (t.dtype, t.shape) and torch.equal(bits(held[n]), bits(t))
@@ -125,11 +130,16 @@ def test_a_reader_in_another_process_holds_bitwise_what_was_published(ends, tran
             refs[version] = await trainer.call("publish", transport, version, deadline=30)
             await second.call("adopt", refs[version], deadline=30)
             assert await second.call("holds", transport, version, deadline=30)
+            if version > 1:  # as a generator does that lets its running responses end on the old weights
+                await trainer.call("pin", transport, version, deadline=30)
+                assert await second.call("holds", transport, version - 1, before=True, deadline=30)
         assert await first.call("holds", transport, 0, deadline=30)
         await second.call("adopt", refs[0], deadline=30)
         assert await second.call("holds", transport, 0, deadline=30)
         with pytest.raises(WeightsError, match=f"version 1 .*'{transport}'"):
             await second.call("adopt", refs[1], deadline=30)
+        for version in (2, 3, 4):
+            await trainer.call("release", transport, version, deadline=30)
 
     run(body())
 
