@@ -32,10 +32,12 @@ class RunLock:
             if holder is not None and not _is_gone(holder):
                 here, who = holder["host"] == socket.gethostname(), f"process {holder['pid']} on {holder['host']}"
                 raise RunDirectoryError(
-                    f"{self.path.parent} is in use by another run", expected="one run per directory",
+                    f"{self.path.parent} is in use by another run",
+                    expected="one run per directory",
                     given=who if here else f"{who}, which cannot be checked from here",
-                    todo="wait for it, stop it, or choose another directory" if here else
-                    f"if that run is over, delete {self.path}; otherwise choose another directory",
+                    todo="wait for it, stop it, or choose another directory"
+                    if here
+                    else f"if that run is over, delete {self.path}; otherwise choose another directory",
                 )
             os.ftruncate(file, 0)
             os.pwrite(file, json.dumps(_self()).encode(), 0)

@@ -12,6 +12,8 @@ def require(module: str, *, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(
-            f"the sink '{extra}' needs a package that is not installed", given=str(error), expected=f"the extra '{extra}'",
+            f"the sink '{extra}' needs a package that is not installed",
+            given=str(error),
+            expected=f"the extra '{extra}'",
             todo=f"pip install 'freerun[{extra}]', or leave the sink out",
         ) from error

@@ -49,8 +49,9 @@ def load(path: Path | str) -> RunRecords:
     config = _json(path / CONFIG)
     if config is None:
         given = "no readable config.json in it" if path.is_dir() else "no such directory"
-        raise RunDirectoryError(f"{path} is not a run directory", given=given, expected="a directory made by `freerun run`",
-                                todo="check the path")
+        raise RunDirectoryError(
+            f"{path} is not a run directory", given=given, expected="a directory made by `freerun run`", todo="check the path"
+        )
     damaged: dict[str, int] = {}
 
     def records(name: str, make: Callable[[dict[str, Any]], Record]) -> tuple[Record, ...]:
@@ -67,9 +68,16 @@ def load(path: Path | str) -> RunRecords:
 
     environment = _json(path / ENVIRONMENT) or {}
     return RunRecords(
-        path=path, config=config, attempts=tuple(environment.get("attempts", ())), summary=_json(path / SUMMARY),
-        locked=RunLock(path).is_held(), steps=records(METRICS_LOG, _step), evaluations=records(EVALS_LOG, _evaluation),
-        events=records(EVENTS_LOG, _event), samples=records(SAMPLES_LOG, _sample), damaged=damaged,
+        path=path,
+        config=config,
+        attempts=tuple(environment.get("attempts", ())),
+        summary=_json(path / SUMMARY),
+        locked=RunLock(path).is_held(),
+        steps=records(METRICS_LOG, _step),
+        evaluations=records(EVALS_LOG, _evaluation),
+        events=records(EVENTS_LOG, _event),
+        samples=records(SAMPLES_LOG, _sample),
+        damaged=damaged,
     )
 
 
@@ -92,21 +100,39 @@ def _value(value: Any) -> float | dict[int, float]:
 
 def _evaluation(row: Mapping[str, Any]) -> EvalRecord:
     return EvalRecord(
-        step=int(row["step"]), split=str(row["split"]), accuracy=float(row["accuracy"]), count=int(row["count"]),
-        oldest=int(row["oldest"]), newest=int(row["newest"]), seconds=float(row["seconds"]),
+        step=int(row["step"]),
+        split=str(row["split"]),
+        accuracy=float(row["accuracy"]),
+        count=int(row["count"]),
+        oldest=int(row["oldest"]),
+        newest=int(row["newest"]),
+        seconds=float(row["seconds"]),
     )
 
 
 def _event(row: Mapping[str, Any]) -> Event:
-    return Event(executor=str(row["executor"]), what=str(row["what"]), start=float(row["start"]), end=float(row["end"]),
-                 detail=dict(row["detail"]))
+    return Event(
+        executor=str(row["executor"]),
+        what=str(row["what"]),
+        start=float(row["start"]),
+        end=float(row["end"]),
+        detail=dict(row["detail"]),
+    )
 
 
 def _sample(row: Mapping[str, Any]) -> SampleRecord:
     return SampleRecord(
-        step=int(row["step"]), item=int(row["item"]), uid=str(row["uid"]), prompt=str(row["prompt"]),
-        completion=str(row["completion"]), reward=float(row["reward"]), oldest=int(row["oldest"]), newest=int(row["newest"]),
-        lag=int(row["lag"]), stop=str(row["stop"]), parts={str(k): float(v) for k, v in row["parts"].items()},
+        step=int(row["step"]),
+        item=int(row["item"]),
+        uid=str(row["uid"]),
+        prompt=str(row["prompt"]),
+        completion=str(row["completion"]),
+        reward=float(row["reward"]),
+        oldest=int(row["oldest"]),
+        newest=int(row["newest"]),
+        lag=int(row["lag"]),
+        stop=str(row["stop"]),
+        parts={str(k): float(v) for k, v in row["parts"].items()},
     )
 
 

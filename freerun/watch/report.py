@@ -31,8 +31,10 @@ def write_report(run_dir: Path | str) -> Path:
     except OSError as error:
         attempt.unlink(missing_ok=True)
         raise RunDirectoryError(
-            f"the report of {run.path} could not be written", given=error.strerror or str(error),
-            expected="room and permission to write", todo=f"make room, then `freerun report {run.path}`",
+            f"the report of {run.path} could not be written",
+            given=error.strerror or str(error),
+            expected="room and permission to write",
+            todo=f"make room, then `freerun report {run.path}`",
         ) from error
     return path
 
@@ -41,8 +43,18 @@ def render(run: RunRecords) -> str:
     """The whole page."""
     name = run.path.resolve().name
     footer = el("footer", "Made by Freerun from the files beside this one. Hover over a picture for its numbers.")
-    return document(f"{name} · Freerun", header(run, name), notes(run), hero(run), curves(run), staleness(run), activity(run),
-                    writing(run), appendix(run), footer)
+    return document(
+        f"{name} · Freerun",
+        header(run, name),
+        notes(run),
+        hero(run),
+        curves(run),
+        staleness(run),
+        activity(run),
+        writing(run),
+        appendix(run),
+        footer,
+    )
 
 
 def header(run: RunRecords, name: str) -> Html:
@@ -70,8 +82,10 @@ def notes(run: RunRecords) -> Html:
         said.append(f"The run did not reach its end ({run.outcome}{f': {why}' if why else ''}).")
     for file, count in run.damaged.items():
         lines, them = ("1 line", "is") if count == 1 else (f"{count} lines", "are")
-        said.append(f"{lines} of {file} could not be read and {them} left out: a process that is killed while it writes "
-                    "tears its last line.")
+        said.append(
+            f"{lines} of {file} could not be read and {them} left out: a process that is killed while it writes "
+            "tears its last line."
+        )
     if len(run.attempts) > 1:
         said.append(f"The run was resumed: these are {len(run.attempts)} attempts, joined where each took over.")
     return el("div", [el("div", s, class_="note") for s in said])

@@ -106,9 +106,18 @@ def reward_line(state: RunState, room: int) -> Text:
 def speed_line(last: StepRecord) -> Text:
     generator, trainer, items = (number(last.metrics, f"throughput/{n}") for n in ("generator", "trainer", "items"))
     seconds = number(last.metrics, "time/step")
-    return Text.assemble((quantity(generator), "bold"), (" tok/s generated  ", "dim"), (quantity(trainer), "bold"),
-                         (" trained  ", "dim"), (quantity(items), "bold"), (" items/s  ", "dim"),
-                         (duration(seconds), "bold"), (" a step", "dim"), no_wrap=False, overflow="fold")
+    return Text.assemble(
+        (quantity(generator), "bold"),
+        (" tok/s generated  ", "dim"),
+        (quantity(trainer), "bold"),
+        (" trained  ", "dim"),
+        (quantity(items), "bold"),
+        (" items/s  ", "dim"),
+        (duration(seconds), "bold"),
+        (" a step", "dim"),
+        no_wrap=False,
+        overflow="fold",
+    )
 
 
 def lag_line(last: StepRecord, room: int) -> Text:
@@ -128,9 +137,19 @@ def lag_line(last: StepRecord, room: int) -> Text:
 def policy_line(last: StepRecord) -> Text:
     """How far the policies are apart: effective sample size, largest ratio, disagreement of generator and trainer."""
     ess, ratio, mean, largest = (number(last.metrics, n) for n in ("ess", "ratio/max", "mismatch/abs_mean", "mismatch/abs_max"))
-    return Text.assemble(("ess ", "dim"), (quantity(ess), "bold"), ("   ratio max ", "dim"), (quantity(ratio), "bold"),
-                         ("   mismatch ", "dim"), (quantity(mean), "bold"), (" max ", "dim"), (quantity(largest), "bold"),
-                         (" nats", "dim"), no_wrap=False, overflow="fold")
+    return Text.assemble(
+        ("ess ", "dim"),
+        (quantity(ess), "bold"),
+        ("   ratio max ", "dim"),
+        (quantity(ratio), "bold"),
+        ("   mismatch ", "dim"),
+        (quantity(mean), "bold"),
+        (" max ", "dim"),
+        (quantity(largest), "bold"),
+        (" nats", "dim"),
+        no_wrap=False,
+        overflow="fold",
+    )
 
 
 def executor_line(name: str, executor: ExecutorStatus, now: float, idle: float) -> tuple[Text, Text]:
@@ -193,8 +212,11 @@ def plain_step(record: StepRecord, total_steps: int, seconds: float) -> str:
     of = f"/{total_steps}" if total_steps else ""
     idle = ", ".join(f"{n.removeprefix('idle/')} {number(m, n):.0%}" for n in m if n.startswith("idle/"))
     parts = [
-        f"step {record.step}{of}", duration(seconds), f"reward {number(m, 'reward/mean'):.3f}",
-        f"lag {number(m, 'lag/mean'):.2f} max {number(m, 'lag/max'):.0f}", f"ess {number(m, 'ess'):.3f}",
+        f"step {record.step}{of}",
+        duration(seconds),
+        f"reward {number(m, 'reward/mean'):.3f}",
+        f"lag {number(m, 'lag/mean'):.2f} max {number(m, 'lag/max'):.0f}",
+        f"ess {number(m, 'ess'):.3f}",
         f"mismatch {quantity(number(m, 'mismatch/abs_mean'))}",
         f"tok/s {quantity(number(m, 'throughput/generator'))} generated, {quantity(number(m, 'throughput/trainer'))} trained",
         *([f"idle {idle}"] if idle else []),
@@ -204,5 +226,7 @@ def plain_step(record: StepRecord, total_steps: int, seconds: float) -> str:
 
 def plain_evaluation(record: EvalRecord) -> str:
     low, high = wilson(record.accuracy, record.count)
-    return (f"held-out accuracy after step {record.step}: {percent(record.accuracy)} of {record.count} problems "
-            f"({percent(low)} – {percent(high)})")
+    return (
+        f"held-out accuracy after step {record.step}: {percent(record.accuracy)} of {record.count} problems "
+        f"({percent(low)} – {percent(high)})"
+    )

@@ -21,9 +21,17 @@ class Terminal:
     the run's clock stands at the start, and `earlier` are the evaluations so far: `RunDirectory.elapsed` and `.evaluations`.
     """
 
-    def __init__(self, title: str, *, run_dir: Path | None = None, report: Path | None = None, began: float = 0.0,
-                 earlier: Sequence[EvalRecord] = (), console: Console | None = None,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        title: str,
+        *,
+        run_dir: Path | None = None,
+        report: Path | None = None,
+        began: float = 0.0,
+        earlier: Sequence[EvalRecord] = (),
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._console = console or Console()
         self._state, self._run_dir, self._report = RunState(title, evaluations=list(earlier)), run_dir, report
         self._clock, self._seconds, self._heard = clock, began, clock()

@@ -91,9 +91,15 @@ def accounts(events: Sequence[Event], start: float, end: float) -> list[Account]
         idle = {why: length(gaps) - length(without(gaps, union(waits))) for why, waits in idle_by.items()}
         idle[""] = idle.get("", 0.0) + length(without(gaps, union(i for waits in idle_by.values() for i in waits)))
         by_size = sorted(idle.items(), key=lambda pair: -pair[1])
-        found.append(Account(
-            executor=name, seconds=total, busy_share=length(busy) / total,
-            busy={what: length(union(i)) / total for what, i in sorted(busy_by.items(), key=lambda p: -length(union(p[1])))},
-            idle={why: t / total for why, t in by_size if t > 1e-6 * total},
-        ))
+        found.append(
+            Account(
+                executor=name,
+                seconds=total,
+                busy_share=length(busy) / total,
+                busy={
+                    what: length(union(i)) / total for what, i in sorted(busy_by.items(), key=lambda p: -length(union(p[1])))
+                },
+                idle={why: t / total for why, t in by_size if t > 1e-6 * total},
+            )
+        )
     return found

@@ -26,8 +26,13 @@ def activity(run: RunRecords) -> Html:
     for title, start, end in shown:
         about = f"{duration(end - start)}; dashed lines are published versions, grey is idle"
         cards.append(picture(title, about, detail(run.events, colours, start, end, marks)))
-    return el("section", el("h2", "Who did what, when"), legend(colours),
-              el("div", cards, accounting(run, colours), class_="stack"), happenings(run))
+    return el(
+        "section",
+        el("h2", "Who did what, when"),
+        legend(colours),
+        el("div", cards, accounting(run, colours), class_="stack"),
+        happenings(run),
+    )
 
 
 def picture(title: str, about: str, drawn: Html) -> Html:
@@ -36,8 +41,14 @@ def picture(title: str, about: str, drawn: Html) -> Html:
 
 def accounting(run: RunRecords, colours: Mapping[str, int]) -> Html:
     """The table of who was busy with what, and who was idle why."""
-    head = el("tr", el("th", "executor"), el("th", "busy", class_="num"), el("th", "idle", class_="num"), el("th", "work"),
-              el("th", "idle because"))
+    head = el(
+        "tr",
+        el("th", "executor"),
+        el("th", "busy", class_="num"),
+        el("th", "idle", class_="num"),
+        el("th", "work"),
+        el("th", "idle because"),
+    )
     rows = [account_row(account, colours) for account in accounts(run.events, 0.0, run.seconds)]
     table = el("div", el("table", head, rows), class_="wide")
     about = "shares of the whole run; N stands for any number"
@@ -46,13 +57,23 @@ def accounting(run: RunRecords, colours: Mapping[str, int]) -> Html:
 
 def account_row(account: Account, colours: Mapping[str, int]) -> Html:
     work = ", ".join(f"{what} {percent(share, 0)}" for what, share in account.busy.items() if share >= 0.005)
-    parts = [el("i", style=f"width: {100 * share:.2f}%; background: {colour(colours[what])}", title=f"{what} {percent(share)}")
-             for what, share in account.busy.items()]
-    waits = [el("div", f"{percent(share, 0)} {why or 'for no recorded reason'}")
-             for why, share in list(account.idle.items())[:4] if share >= 0.005]
-    return el("tr", el("td", el("b", account.executor)), el("td", percent(account.busy_share, 0), class_="num"),
-              el("td", percent(1 - account.busy_share, 0), class_="num"), el("td", work, el("div", parts, class_="meter")),
-              el("td", waits))
+    parts = [
+        el("i", style=f"width: {100 * share:.2f}%; background: {colour(colours[what])}", title=f"{what} {percent(share)}")
+        for what, share in account.busy.items()
+    ]
+    waits = [
+        el("div", f"{percent(share, 0)} {why or 'for no recorded reason'}")
+        for why, share in list(account.idle.items())[:4]
+        if share >= 0.005
+    ]
+    return el(
+        "tr",
+        el("td", el("b", account.executor)),
+        el("td", percent(account.busy_share, 0), class_="num"),
+        el("td", percent(1 - account.busy_share, 0), class_="num"),
+        el("td", work, el("div", parts, class_="meter")),
+        el("td", waits),
+    )
 
 
 def happenings(run: RunRecords) -> Html | None:
@@ -60,7 +81,15 @@ def happenings(run: RunRecords) -> Html | None:
     moments = [e for e in run.events if e.start == e.end]
     if not moments:
         return None
-    rows = [el("tr", el("td", duration(e.start), class_="num"), el("td", e.executor), el("td", e.what),
-               el("td", ", ".join(f"{name}: {value}" for name, value in e.detail.items()))) for e in moments[-MOST:]]
+    rows = [
+        el(
+            "tr",
+            el("td", duration(e.start), class_="num"),
+            el("td", e.executor),
+            el("td", e.what),
+            el("td", ", ".join(f"{name}: {value}" for name, value in e.detail.items())),
+        )
+        for e in moments[-MOST:]
+    ]
     which = f"the last {MOST} of {len(moments)}" if len(moments) > MOST else f"{len(moments)}"
     return el("details", el("summary", f"What happened on the way ({which})"), el("table", rows), class_="card fold")

@@ -13,8 +13,11 @@ CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Entropy", "of the policy at the sampled tokens, in nats", ("entropy",)),
     ("Effective sample size", "of the importance ratios, as a share: 1 is on-policy", ("ess",)),
     ("Ratios", "current over behaviour probability of a token", ("ratio/mean", "ratio/max")),
-    ("Generator against trainer", "|difference of log-probs| before the update, in nats",
-     ("mismatch/abs_mean", "mismatch/abs_max", "mismatch/lag0_abs_mean")),
+    (
+        "Generator against trainer",
+        "|difference of log-probs| before the update, in nats",
+        ("mismatch/abs_mean", "mismatch/abs_max", "mismatch/lag0_abs_mean"),
+    ),
     ("Tokens per second", "of wall time, all executors side by side", ("throughput/generator", "throughput/trainer")),
     ("Seconds per step", "from the end of one step to the end of the next", ("time/step",)),
     ("Response length", "tokens per response", ("response/length_mean", "response/length_max")),
@@ -53,10 +56,15 @@ def accuracy_card(evaluations: Sequence[EvalRecord]) -> Html:
     lines = []
     for i, split in enumerate(dict.fromkeys(e.split for e in evaluations)):
         own = [e for e in evaluations if e.split == split]
-        lines.append(Series(
-            name=f"{split}, {own[-1].count} problems", x=[float(e.step) for e in own], y=[e.accuracy for e in own], colour=i,
-            bounds=[wilson(e.accuracy, e.count) for e in own],
-        ))
+        lines.append(
+            Series(
+                name=f"{split}, {own[-1].count} problems",
+                x=[float(e.step) for e in own],
+                y=[e.accuracy for e in own],
+                colour=i,
+                bounds=[wilson(e.accuracy, e.count) for e in own],
+            )
+        )
     picture = line_chart(lines, fixed=(0.0, 1.0), show=lambda share: percent(share, 0))
     return card("Held-out accuracy", "with 95% intervals", picture, lines, show=percent)
 
@@ -67,8 +75,13 @@ def card(title: str, about: str, picture: Html, lines: Sequence[Series], *, show
         said = el("span", show(lines[0].last), class_="now")
     else:
         said = legend({f"{s.name.rpartition('/')[2].replace('_', ' ')} {show(s.last)}": s.colour for s in lines})
-    caption = el("figcaption", el("h3", title), said if len(lines) == 1 else None, el("span", about, class_="about"),
-                 said if len(lines) > 1 else None)
+    caption = el(
+        "figcaption",
+        el("h3", title),
+        said if len(lines) == 1 else None,
+        el("span", about, class_="about"),
+        said if len(lines) > 1 else None,
+    )
     return el("figure", caption, picture, class_="card")
 
 
@@ -94,8 +107,10 @@ def staleness(run: RunRecords) -> Html:
     colours = {lag: i for i, lag in enumerate(sorted(counts))}
     whole = shares(counts)
     largest = max(whole.values())
-    rows = [(f"lag {lag}", share / largest, f"{share:.1%}, {quantity(counts[lag])} tokens", colours[lag])
-            for lag, share in whole.items()]
+    rows = [
+        (f"lag {lag}", share / largest, f"{share:.1%}, {quantity(counts[lag])} tokens", colours[lag])
+        for lag, share in whole.items()
+    ]
     steps = el("figcaption", el("h3", "Step by step"), legend({f"lag {lag}": i for lag, i in colours.items()}))
     about = "Lag of a token: the trainer's version when it trained on the token, minus the version that wrote it."
     cards = [

@@ -23,8 +23,10 @@ def before_and_after(run: RunRecords) -> Html:
     if len(records) > 1:
         first, last = records[0], records[-1]
         low, high = gain_interval(first.accuracy, first.count, last.accuracy, last.count)
-        said = (f"{100 * (last.accuracy - first.accuracy):+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}), "
-                f"{last.count} problems that training never saw, before and after {last.step} steps")
+        said = (
+            f"{100 * (last.accuracy - first.accuracy):+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}), "
+            f"{last.count} problems that training never saw, before and after {last.step} steps"
+        )
         look = "after good" if low > 0 else "after bad" if high < 0 else "after"
         values = [percent(first.accuracy), percent(last.accuracy)]
         return _card("Held-out accuracy", values, said, whiskers([first, last]), look)
@@ -47,6 +49,7 @@ def _card(title: str, values: Sequence[str], said: str, picture: Html | None, lo
 
 def whiskers(records: Sequence[EvalRecord]) -> Html:
     """Accuracies with their intervals on a line from 0 to 100%."""
+
     def x(share: float) -> float:
         return INSET + share * (WIDTH - 2 * INSET)
 
@@ -65,6 +68,7 @@ def whiskers(records: Sequence[EvalRecord]) -> Html:
 
 def tiles(run: RunRecords) -> list[tuple[str, str]]:
     """(number, label) of the small cards; only what the run reports."""
+
     def mean(name: str) -> float:
         values = scalar(run, name)[1]
         finite = [v for v in values[1:] or values if math.isfinite(v)]  # the first step warms up

@@ -59,10 +59,12 @@ def _value(value: object) -> str:
 def document(title: str, *body: Child) -> str:
     """A whole page that loads nothing: its policy forbids every request and every script, should markup ever slip through."""
     head = el(
-        "head", el("meta", charset="utf-8"),
+        "head",
+        el("meta", charset="utf-8"),
         el("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
-        el("title", title), el("style", Html(CSS)),
+        el("title", title),
+        el("style", Html(CSS)),
     )
     return f"<!doctype html>\n{el('html', head, el('body', el('main', body)), lang='en')}\n"

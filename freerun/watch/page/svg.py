@@ -115,8 +115,13 @@ def smoothed(series: Series) -> list[Series]:
     return [replace(series, name="each step", faint=True), replace(series, y=means)]
 
 
-def line_chart(lines: Sequence[Series], *, show: Callable[[float], str] = quantity, fixed: tuple[float, float] | None = None,
-               log: bool = False) -> Html:
+def line_chart(
+    lines: Sequence[Series],
+    *,
+    show: Callable[[float], str] = quantity,
+    fixed: tuple[float, float] | None = None,
+    log: bool = False,
+) -> Html:
     """Lines over the trainer's steps. A value that is not finite breaks its line and is marked at the top edge."""
     lines = [replace(line, y=[drawable(v) for v in line.y]) for line in map(thinned, lines)]
     xs = sorted({x for line in lines for x in line.x})
@@ -153,11 +158,31 @@ def _line(line: Series, x_axis: Axis, y_axis: Axis) -> list[Html]:
             continue
         path.append(f"{pen}{x_axis(x):.1f} {min(max(y_axis(y), 0.0), HEIGHT):.1f}")
         pen = "L"
-    parts.append(el("path", d="".join(path), fill="none", stroke=colour(line.colour), stroke_width=1.2 if line.faint else 2.0,
-                    stroke_linejoin="round", stroke_linecap="round", opacity=0.35 if line.faint else None))
+    parts.append(
+        el(
+            "path",
+            d="".join(path),
+            fill="none",
+            stroke=colour(line.colour),
+            stroke_width=1.2 if line.faint else 2.0,
+            stroke_linejoin="round",
+            stroke_linecap="round",
+            opacity=0.35 if line.faint else None,
+        )
+    )
     for (low, high), x, y in zip(line.bounds, line.x, line.y, strict=False):
-        parts.append(el("line", x1=x_axis(x), x2=x_axis(x), y1=y_axis(low), y2=y_axis(high), stroke=colour(line.colour),
-                        opacity=0.45, stroke_width=2.0))
+        parts.append(
+            el(
+                "line",
+                x1=x_axis(x),
+                x2=x_axis(x),
+                y1=y_axis(low),
+                y2=y_axis(high),
+                stroke=colour(line.colour),
+                opacity=0.45,
+                stroke_width=2.0,
+            )
+        )
         parts.append(el("circle", cx=x_axis(x), cy=y_axis(y), r=3.4, fill=colour(line.colour)))
     if path and not line.faint and not line.bounds:
         end_x, end_y = path[-1][1:].split(" ")
@@ -191,8 +216,16 @@ def share_columns(xs: Sequence[float], columns: Sequence[Mapping[int, float]], c
         said = "\n".join([f"step {xs[i]:g}", *(f"lag {k}: {s:.1%}" for k, s in sorted(column.items()))])
         stack = []
         for key, share in sorted(column.items()):
-            stack.append(el("rect", x=x_axis(i), width=wide * (0.86 if wide > 4 else 1.0), y=y_axis(below + share),
-                            height=y_axis(below) - y_axis(below + share), fill=colour(colours[key])))
+            stack.append(
+                el(
+                    "rect",
+                    x=x_axis(i),
+                    width=wide * (0.86 if wide > 4 else 1.0),
+                    y=y_axis(below + share),
+                    height=y_axis(below) - y_axis(below + share),
+                    fill=colour(colours[key]),
+                )
+            )
             below += share
         parts.append(el("g", el("title", said), stack))
     for step in ticks(xs[0], xs[-1], 5) if xs else ():
@@ -209,7 +242,9 @@ def bars(rows: Sequence[tuple[str, float, str, int]]) -> Html:
     for i, (label, share, said, index) in enumerate(rows):
         y = 4 + i * step
         long = max(share * (WIDTH - left - right), 1.0)
-        parts += [el("text", label, x=left - 8, y=y + 13, text_anchor="end"),
-                  el("rect", el("title", f"{label}: {said}"), x=left, y=y, width=long, height=18.0, rx=3, fill=colour(index)),
-                  el("text", said, x=left + long + 8, y=y + 13)]
+        parts += [
+            el("text", label, x=left - 8, y=y + 13, text_anchor="end"),
+            el("rect", el("title", f"{label}: {said}"), x=left, y=y, width=long, height=18.0, rx=3, fill=colour(index)),
+            el("text", said, x=left + long + 8, y=y + 13),
+        ]
     return _svg(parts, height=8 + step * max(len(rows), 1))

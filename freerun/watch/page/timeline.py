@@ -34,8 +34,9 @@ def windows(step_ends: Sequence[float], seconds: float, *, steps: int = 3) -> li
     return [("Early in the run", early, early + wide), ("At the end of the run", late, step_ends[-1])]
 
 
-def detail(events: Sequence[Event], colours: Mapping[str, int], start: float, end: float,
-           marks: Sequence[tuple[float, str]]) -> Html:
+def detail(
+    events: Sequence[Event], colours: Mapping[str, int], start: float, end: float, marks: Sequence[tuple[float, str]]
+) -> Html:
     """Every span between `start` and `end`, one lane per executor; `marks` are dashed lines with a label."""
     lanes = by_executor(events)
     x_axis = Axis(start, max(end, start + 1e-6), LEFT, WIDTH - RIGHT)
@@ -77,8 +78,16 @@ def overview(events: Sequence[Event], colours: Mapping[str, int], seconds: float
             for what, share in sorted(shares.items(), key=lambda pair: colours[pair[0]]):
                 tall = share * scale * LANE
                 below -= tall
-                stack.append(el("rect", x=x_axis(b * wide), width=x_axis(wide) - LEFT + 0.15, y=below, height=tall,
-                                fill=colour(colours[what])))
+                stack.append(
+                    el(
+                        "rect",
+                        x=x_axis(b * wide),
+                        width=x_axis(wide) - LEFT + 0.15,
+                        y=below,
+                        height=tall,
+                        fill=colour(colours[what]),
+                    )
+                )
             parts.append(el("g", el("title", said), stack))
     parts.extend(_time_axis(x_axis, height))
     return el("div", el("svg", parts, viewBox=f"0 0 {WIDTH:g} {height:g}", role="img"), class_="wide")
@@ -124,8 +133,12 @@ def _joined(spans: Sequence[Event], x_axis: Axis) -> list[Event]:
     joined: list[Event] = []
     for e in spans:
         last = joined[-1] if joined else None
-        if last is not None and last.what == e.what and x_axis(e.end) - x_axis(last.start) < MIN_PIXELS * 6 and \
-                x_axis(e.start) - x_axis(last.end) < MIN_PIXELS:
+        if (
+            last is not None
+            and last.what == e.what
+            and x_axis(e.end) - x_axis(last.start) < MIN_PIXELS * 6
+            and x_axis(e.start) - x_axis(last.end) < MIN_PIXELS
+        ):
             joined[-1] = Event(executor=e.executor, what=e.what, start=last.start, end=max(last.end, e.end), detail=last.detail)
         else:
             joined.append(e)
@@ -138,13 +151,23 @@ def _span(e: Event, x_axis: Axis, top: float, height: float, index: int | None) 
     title = f"{said or e.what}\n{duration(e.end - e.start)}, from {duration(e.start)}"
     look = {"class_": "idle", "fill": "transparent"} if index is None else {"class_": "span", "fill": colour(index)}
     air = 0.6 if right - left > 3 else 0.0
-    return el("rect", el("title", title), x=left, y=top, width=max(right - left - air, 0.4),
-              height=height - 1 if height < LANE else height, rx=1.5, **look)
+    return el(
+        "rect",
+        el("title", title),
+        x=left,
+        y=top,
+        width=max(right - left - air, 0.4),
+        height=height - 1 if height < LANE else height,
+        rx=1.5,
+        **look,
+    )
 
 
 def _time_axis(x_axis: Axis, height: float) -> list[Html]:
-    return [el("text", clock(t, x_axis.high), x=min(x_axis(t), WIDTH - 22), y=height - 8, text_anchor="middle")
-            for t in ticks(x_axis.low, x_axis.high, 8)]
+    return [
+        el("text", clock(t, x_axis.high), x=min(x_axis(t), WIDTH - 22), y=height - 8, text_anchor="middle")
+        for t in ticks(x_axis.low, x_axis.high, 8)
+    ]
 
 
 def clock(seconds: float, largest: float) -> str:

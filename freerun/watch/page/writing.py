@@ -17,8 +17,12 @@ def writing(run: RunRecords) -> Html:
     chosen: Sequence[Sequence[SampleRecord]] = pairs(run.samples) or [run.samples[:1]]
     cards = [el("div", pair_card(pair), class_="card") for pair in chosen]
     kept = f"{len(run.samples):,} responses are in samples.jsonl. These were picked evenly, not by their rewards."
-    return el("section", el("h2", "What the model wrote, early and late"), el("p", kept, class_="soft"),
-              el("div", cards, class_="stack"))
+    return el(
+        "section",
+        el("h2", "What the model wrote, early and late"),
+        el("p", kept, class_="soft"),
+        el("div", cards, class_="stack"),
+    )
 
 
 def pairs(samples: Sequence[SampleRecord]) -> list[tuple[SampleRecord, SampleRecord]]:
