@@ -1,7 +1,7 @@
 """Write `docs/metrics.md` from `freerun.metrics.METRICS`.
 
-    .venv/bin/python tools/metrics_table.py          write the page
-    .venv/bin/python tools/metrics_table.py --check  exit 1 if the page is not what would be written
+.venv/bin/python tools/metrics_table.py          write the page
+.venv/bin/python tools/metrics_table.py --check  exit 1 if the page is not what would be written
 """
 
 import argparse

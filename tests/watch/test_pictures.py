@@ -50,8 +50,10 @@ def test_what_lies_without_holes_is_the_difference_of_the_seconds(spans: list, h
 
 
 def test_an_account_says_who_was_busy_with_what_and_waited_for_what() -> None:
-    waits = [span("trainer", IDLE, 5, 8, why="groups 3 to 12 of step 7"),
-             span("trainer", IDLE, 8, 9, why="groups 1 to 4 of step 8")]
+    waits = [
+        span("trainer", IDLE, 5, 8, why="groups 3 to 12 of step 7"),
+        span("trainer", IDLE, 8, 9, why="groups 1 to 4 of step 8"),
+    ]
     events = [span("trainer", "train", 0, 4), span("trainer", "publish", 3, 5), *waits]
     (account,) = accounts(events, 0.0, 10.0)
     assert account.busy_share == pytest.approx(0.5)
@@ -80,7 +82,12 @@ def test_busy_and_idle_of_an_executor_add_up_to_the_whole(work: list, waits: lis
 def test_the_trainer_comes_first_and_instants_make_no_lane() -> None:
     events = [span(name, "x", 0, 1) for name in ("rewarder", "generator-1", "agent", "generator-0", "trainer")]
     assert list(by_executor([*events, span("controller", "checkpoint", 1, 1)])) == [
-        "trainer", "generator-0", "generator-1", "rewarder", "agent"]
+        "trainer",
+        "generator-0",
+        "generator-1",
+        "rewarder",
+        "agent",
+    ]
 
 
 # --- timeline ----------------------------------------------------------------------------------------------------------------

@@ -47,8 +47,9 @@ class Page(HTMLParser):
 
 
 def a_sample(step: int, *, uid: str = "u", prompt: str = "2+2=", completion: str = "4") -> SampleRecord:
-    return SampleRecord(step=step, item=step, uid=uid, prompt=prompt, completion=completion, reward=1.0, oldest=0, newest=0,
-                        lag=0, stop="eos")
+    return SampleRecord(
+        step=step, item=step, uid=uid, prompt=prompt, completion=completion, reward=1.0, oldest=0, newest=0, lag=0, stop="eos"
+    )
 
 
 # --- what is in it -----------------------------------------------------------------------------------------------------------
@@ -56,12 +57,34 @@ def a_sample(step: int, *, uid: str = "u", prompt: str = "2+2=", completion: str
 
 def test_a_finished_run_has_every_part_of_the_report(written) -> None:
     page = Page(write_report(written(steps=40)))
-    for wanted in ("finished", "34.8%", "78.9%", "+44.1 points (95% interval +36.0 to +51.3)", "256 problems", "Reward",
-                   "Entropy", "Effective sample size", "Generator against trainer", "Tokens per second", "Loss: policy",
-                   "Gradient norm", "How stale the data was", "lag 1", "Who did what, when", "The whole run",
-                   "Early in the run", "At the end of the run", "Where the time went", "groups N to N of the step",
-                   "What the model wrote", "step 40 · reward", "versions 38–39", "control.max_lag", "packages.torch",
-                   "All other metrics"):
+    for wanted in (
+        "finished",
+        "34.8%",
+        "78.9%",
+        "+44.1 points (95% interval +36.0 to +51.3)",
+        "256 problems",
+        "Reward",
+        "Entropy",
+        "Effective sample size",
+        "Generator against trainer",
+        "Tokens per second",
+        "Loss: policy",
+        "Gradient norm",
+        "How stale the data was",
+        "lag 1",
+        "Who did what, when",
+        "The whole run",
+        "Early in the run",
+        "At the end of the run",
+        "Where the time went",
+        "groups N to N of the step",
+        "What the model wrote",
+        "step 40 · reward",
+        "versions 38–39",
+        "control.max_lag",
+        "packages.torch",
+        "All other metrics",
+    ):
         assert wanted in page.text, wanted
     assert page.tags.count("svg") > 15
 
@@ -99,8 +122,21 @@ def test_nothing_that_a_model_or_a_config_says_becomes_markup(tmp_path: Path) ->
     run = RunDirectory.create(tmp_path / "run", {"task": NASTY, NASTY: 1})
     for step in (1, 2, 3):
         run.step(StepRecord(step=step, version=step, seconds=step, metrics={NASTY: 1.0, "reward/mean": 0.5}))
-        run.sample(SampleRecord(step=step, item=1, uid=NASTY, prompt=NASTY, completion=NASTY, reward=0.0, oldest=0, newest=0,
-                                lag=0, stop=NASTY, parts={NASTY: 1.0}))
+        run.sample(
+            SampleRecord(
+                step=step,
+                item=1,
+                uid=NASTY,
+                prompt=NASTY,
+                completion=NASTY,
+                reward=0.0,
+                oldest=0,
+                newest=0,
+                lag=0,
+                stop=NASTY,
+                parts={NASTY: 1.0},
+            )
+        )
         run.event(Event(executor=NASTY, what=NASTY, start=step - 1, end=step, detail={"doing": NASTY}))
         run.event(Event(executor=NASTY, what=NASTY, start=step, end=step, detail={NASTY: NASTY}))
         run.evaluation(EvalRecord(step=step, split=NASTY, accuracy=0.5, count=4, oldest=0, newest=0, seconds=step))
@@ -123,14 +159,17 @@ def test_any_text_survives_as_text_and_only_as_text(text: str) -> None:
     parser.feed(escape(text))
     parser.close()
     printable = [c for c in text if ord(c) >= 32 and c != "\x7f"]
-    assert [c for c in "".join(seen) if not "\u2400" <= c <= "\u2421" and c not in "\t\n"] == \
-        [c for c in printable if not "\u2400" <= c <= "\u2421"]
+    assert [c for c in "".join(seen) if not "\u2400" <= c <= "\u2421" and c not in "\t\n"] == [
+        c for c in printable if not "\u2400" <= c <= "\u2421"
+    ]
 
 
 def test_children_are_flattened_attributes_are_escaped_and_none_is_nothing() -> None:
-    assert el("p", "a<b", [el("b", 1), None], class_="x", data_name='"', id=None, x=1.50) == \
-        '<p class="x" data-name="&quot;" x="1.5">a&lt;b<b>1</b></p>'
-    assert document("<t>", el("p")).startswith("<!doctype html>\n<html lang=\"en\"><head>")
+    assert (
+        el("p", "a<b", [el("b", 1), None], class_="x", data_name='"', id=None, x=1.50)
+        == '<p class="x" data-name="&quot;" x="1.5">a&lt;b<b>1</b></p>'
+    )
+    assert document("<t>", el("p")).startswith('<!doctype html>\n<html lang="en"><head>')
 
 
 def test_long_texts_are_cut_and_say_by_how_much(written) -> None:

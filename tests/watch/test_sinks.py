@@ -13,8 +13,9 @@ from freerun.metrics import SampleRecord
 
 
 def a_sample(step: int, completion: str = "4") -> SampleRecord:
-    return SampleRecord(step=step, item=step, uid="u", prompt="2+2=", completion=completion, reward=1.0, oldest=0, newest=0,
-                        lag=0, stop="eos")
+    return SampleRecord(
+        step=step, item=step, uid="u", prompt="2+2=", completion=completion, reward=1.0, oldest=0, newest=0, lag=0, stop="eos"
+    )
 
 
 class FakeWandb(types.ModuleType):
@@ -111,8 +112,10 @@ def test_the_table_of_samples_for_wandb_is_bounded_and_spans_the_run(wandb: Fake
     assert len({b - a for a, b in itertools.pairwise(steps)}) == 1
 
 
-@pytest.mark.parametrize(("leaf", "package", "extra"), [("tensorboard", "torch.utils.tensorboard", "freerun[tensorboard]"),
-                                                        ("wandb", "wandb", "freerun[wandb]")])
+@pytest.mark.parametrize(
+    ("leaf", "package", "extra"),
+    [("tensorboard", "torch.utils.tensorboard", "freerun[tensorboard]"), ("wandb", "wandb", "freerun[wandb]")],
+)
 def test_a_sink_whose_package_is_missing_names_the_extra_to_install(monkeypatch, leaf: str, package: str, extra: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, f"freerun.watch.{leaf}", raising=False)

@@ -48,8 +48,25 @@ def state_of(run: object) -> RunState:
 def test_the_view_shows_everything_that_a_reader_asks_of_a_run(fake_run) -> None:
     state = state_of(fake_run(steps=12))
     text = "\n".join(shown(state, width=80, now=state.status.seconds))
-    for wanted in ("step 12 of 12", "held-out", "reward", "▁", "tok/s generated", "trained", "lag", "█", "ess", "mismatch",
-                   "generator", "● busy", "trainer", "○ idle", "waiting for groups 4 to 12", "21 in flight", "0 dropped"):
+    for wanted in (
+        "step 12 of 12",
+        "held-out",
+        "reward",
+        "▁",
+        "tok/s generated",
+        "trained",
+        "lag",
+        "█",
+        "ess",
+        "mismatch",
+        "generator",
+        "● busy",
+        "trainer",
+        "○ idle",
+        "waiting for groups 4 to 12",
+        "21 in flight",
+        "0 dropped",
+    ):
         assert wanted in text, wanted
 
 
@@ -119,8 +136,18 @@ def test_the_end_shows_accuracy_before_and_after_with_problems_interval_time_and
     console.file = io.StringIO()
     view.close()
     text = console.file.getvalue()
-    for wanted in ("256", "before (step 0)", "after (step 40)", "34.8%", "29.2% – 40.8%", "gain", "40 steps", "10m", str(long),
-                   str(long / "report.html")):
+    for wanted in (
+        "256",
+        "before (step 0)",
+        "after (step 40)",
+        "34.8%",
+        "29.2% – 40.8%",
+        "gain",
+        "40 steps",
+        "10m",
+        str(long),
+        str(long / "report.html"),
+    ):
         assert wanted in text, wanted
 
 
@@ -177,8 +204,12 @@ def test_a_span_of_time_is_no_line_but_a_moment_is() -> None:
 
 def test_the_wilson_interval_is_that_of_newcombes_table() -> None:
     # Newcombe (1998), table I, method 3: 81/263, 15/148, 0/20 and 1/29.
-    for share, count, low, high in ((81 / 263, 263, 0.2553, 0.3662), (15 / 148, 148, 0.0624, 0.1605), (0.0, 20, 0.0, 0.1611),
-                                    (1 / 29, 29, 0.0061, 0.1718)):
+    for share, count, low, high in (
+        (81 / 263, 263, 0.2553, 0.3662),
+        (15 / 148, 148, 0.0624, 0.1605),
+        (0.0, 20, 0.0, 0.1611),
+        (1 / 29, 29, 0.0061, 0.1718),
+    ):
         assert wilson(share, count) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -197,15 +228,37 @@ def test_the_headline_is_the_split_with_the_most_problems() -> None:
     assert headline([]) == []
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0s"), (9.94, "9.9s"), (9.96, "10s"), (59.6, "1m 00s"),
-                                               (3599.7, "1h 00m"), (7620, "2h 07m"), (float("nan"), "–"), (-1.0, "0.0s")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0s"),
+        (9.94, "9.9s"),
+        (9.96, "10s"),
+        (59.6, "1m 00s"),
+        (3599.7, "1h 00m"),
+        (7620, "2h 07m"),
+        (float("nan"), "–"),
+        (-1.0, "0.0s"),
+    ],
+)
 def test_durations_never_show_sixty(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.00421, "0.00421"), (1.5e-6, "1.5e-06"), (412.4, "412"),
-                                             (12300, "12,300"), (1.2e6, "1.2M"), (-3.14159, "-3.14"), (float("inf"), "∞"),
-                                             (float("nan"), "–")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.00421, "0.00421"),
+        (1.5e-6, "1.5e-06"),
+        (412.4, "412"),
+        (12300, "12,300"),
+        (1.2e6, "1.2M"),
+        (-3.14159, "-3.14"),
+        (float("inf"), "∞"),
+        (float("nan"), "–"),
+    ],
+)
 def test_quantities_have_about_three_digits(value: float, text: str) -> None:
     assert quantity(value) == text
 
