@@ -36,7 +36,7 @@ def override(config: Any, changes: Mapping[str, str]) -> Any:
     return config
 
 
-def dump(config: Any) -> dict[str, Any]:
+def dump(config: Any) -> Any:
     """JSON-able form: each dataclass becomes a mapping with its import path under `_type`, enums become their values."""
     if _is_config(config):
         kind = type(config)

@@ -195,7 +195,7 @@ class Desk:
         if result is None:
             if life.died.done():
                 return Ending.DIED, died(life.name, what, life.died.result())
-            return Ending.LATE, late(life.name, what, deadline)
+            return Ending.LATE, late(life.name, what, deadline or 0.0)
         if result.cancelled():
             return Ending.RAISED, failed(life.name, method, asyncio.CancelledError())
         match result.exception():

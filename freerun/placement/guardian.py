@@ -35,10 +35,12 @@ class Guardian:
         self._tell(f"-{group}\n")
 
     def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None, "the guardian was started with a pipe"
         self._process.stdin.write(line)
 
     def close(self) -> None:
         """Let the guardian kill what was not released, and wait for its end."""
+        assert self._process.stdin is not None, "the guardian was started with a pipe"
         self._process.stdin.close()
         self._process.wait()
 

@@ -86,7 +86,9 @@ class InlinePlacement:
     def _make_schedule(self, name: str, duration: Callable[[str, str], float] | None, replay: Path | None) -> Schedule:
         if replay is not None:
             return Replay(read(replay), lambda dead: self._desk.report(dead))
-        return Virtual(duration) if duration is not None else {"threads": Threads, "serial": Serial}[name]()
+        if duration is not None:
+            return Virtual(duration)
+        return Threads() if name == "threads" else Serial()
 
     async def spawn(self, specs: Sequence[ExecutorSpec]) -> Mapping[str, InlineHandle]:
         """See `base.Placement.spawn`. Constructors run one after another, in the given order."""

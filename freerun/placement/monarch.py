@@ -132,11 +132,13 @@ class MonarchPlacement:
         self._guardian = self._guardian or Guardian()
         self._specs |= {spec.name: spec for spec in specs}
         handles = await asyncio.gather(*(self._start(spec) for spec in specs), return_exceptions=True)
-        errors = [h for h in handles if isinstance(h, BaseException)]
-        if errors:
-            await self.stop()
-            raise errors[0]
-        return {handle.name: handle for handle in handles}
+        started = {}
+        for handle in handles:
+            if isinstance(handle, BaseException):
+                await self.stop()
+                raise handle
+            started[handle.name] = handle
+        return started
 
     async def respawn(self, name: str) -> MonarchHandle:
         """Start the executor `name` anew in a new process, as it was first specified; what is left of the old one is killed."""
@@ -151,7 +153,8 @@ class MonarchPlacement:
         home = mesh.spawn("home", Home, spec.name, tuple(spec.cores))
         pid = await self._wait(life, "start its process", home.pid.call_one().as_asyncio)
         process = Process(pid, lambda how: None if self._stopping else self._desk.bury(life, how))
-        self._guardian.watch_over(pid)
+        if self._guardian is not None:
+            self._guardian.watch_over(pid)
         place = self._places[spec.name] = _Place(life, mesh, home, process)
         message = wire.dumps((spec.factory, spec.args, dict(spec.kwargs)))
         await self._wait(life, "construct", lambda: asyncio.ensure_future(place.ask("start", message)))
@@ -212,7 +215,8 @@ class MonarchPlacement:
     async def _end(self, processes: Sequence[Process], *, patience: float) -> None:
         await end(processes, patience=patience)
         for process in processes:
-            self._guardian.release(process.pid)
+            if self._guardian is not None:
+                self._guardian.release(process.pid)
 
 
 @functools.cache

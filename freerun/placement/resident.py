@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -56,7 +56,7 @@ class Resident:
         self._executor: Any = None
         self._sync = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._async: LoopThread | None = None
-        self._streams: dict[int, AsyncIterator[Any]] = {}
+        self._streams: dict[int, AsyncGenerator[Any, None]] = {}
 
     async def start(self, message: bytes) -> bytes:
         """Make the executor from `(factory, args, kwargs)`."""

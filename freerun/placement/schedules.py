@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from freerun.errors import ReplayDiverged
@@ -249,8 +250,8 @@ class Virtual(_Pumped):
             outcome = await perform(call.work())
             seconds = await self._ask(call)
             if seconds > call.deadline:
-                self._at(self._time + call.deadline, lambda c=call: c.fail(late(c.life.name, c.what, c.deadline)))
-            self._at(self._time + seconds, lambda c=call, o=outcome: self._finish(c, o))
+                self._at(self._time + call.deadline, partial(_too_late, call))
+            self._at(self._time + seconds, partial(self._finish, call, outcome))
 
     async def _ask(self, call: Call) -> float:
         """The duration of `call`; if the function raises, the call fails with that."""
@@ -335,3 +336,7 @@ class Replay(_Pumped):
             call.fail(died(call.life.name, call.what, "as recorded"))
         elif not call.result.done():
             call.deliver(await perform(call.work()))
+
+
+def _too_late(call: Call) -> None:
+    call.fail(late(call.life.name, call.what, call.deadline))

@@ -23,6 +23,7 @@ from freerun.types import (
     Group,
     Max,
     Mean,
+    Metric,
     Request,
     RewardRequest,
     RewardResult,
@@ -253,7 +254,7 @@ class SimulatedTrainer:
     def finish_step(self, keep: Iterable[int] = ()) -> StepReport:
         self._clock.spend(self._times.update + self._times.publish)
         self._version += 1
-        metrics = {
+        metrics: dict[str, Metric] = {
             "tokens/trained": Sum(float(self._tokens)),
             "lag/mean": Mean(float(sum(self._lags)), float(len(self._lags))),
             "lag/max": Max(max(self._lags, default=0)),

@@ -103,7 +103,7 @@ def views(buffer_N: Tensor, manifest: Mapping[str, tuple[str, tuple[int, ...], i
 
 def checksum(buffer_N: Tensor) -> str:
     """SHA-256 of a flat uint8 CPU buffer."""
-    return hashlib.sha256(memoryview(buffer_N.numpy())).hexdigest()
+    return hashlib.sha256(buffer_N.numpy().data).hexdigest()
 
 
 def verify_bytes(buffer_N: Tensor, ref: WeightsRef) -> None:
