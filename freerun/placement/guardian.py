@@ -25,6 +25,8 @@ class Guardian:
             bufsize=1,
             start_new_session=True,  # an interrupt from the keyboard is not for it
         )
+        assert self._process.stdin is not None
+        self._pipe = self._process.stdin
 
     def watch_over(self, group: int) -> None:
         """Kill `group` should this process end without `release`."""
@@ -36,12 +38,12 @@ class Guardian:
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None, "the guardian was started with a pipe"
-        self._process.stdin.write(line)
+        self._pipe.write(line)
 
     def close(self) -> None:
         """Let the guardian kill what was not released, and wait for its end."""
         assert self._process.stdin is not None, "the guardian was started with a pipe"
-        self._process.stdin.close()
+        self._pipe.close()
         self._process.wait()
 
 
