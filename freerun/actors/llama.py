@@ -2,11 +2,13 @@
 
 Shapes: N tokens of one pass, R rows of logits, V vocabulary, C hidden width, H query heads, K key/value heads, D head width.
 
-Decoding a small model is bound by the number of operations, a larger one by small matrix products. So: query, key and value
-land in one buffer and are rotated together, residuals are added inside the product, rotations come from a table, small
-neighbouring matrices are joined (a copy per version), and the vocabulary is projected in column blocks that stay in cache.
+Decoding a small model is bound by the number of operations, a larger one by matrix products with few rows. So: query, key and
+value land in one buffer and are rotated together, residuals are added inside the product, rotations come from a table, small
+neighbouring matrices are joined (a copy per version), few rows go through a kernel of their own where it applies (`skinny`),
+and otherwise the vocabulary is projected in column blocks that stay in cache.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from freerun.actors import skinny
 from freerun.actors.slots import Plan
 
 _JOIN = 2**18
@@ -33,30 +36,45 @@ def applies(model: PreTrainedModel) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Linear layers that read the same input: transposed weights, each with the columns it fills, and their biases."""
+    """Linear layers that read the same input: weights, each with the columns of the output that it fills, and their biases."""
 
     parts: tuple[tuple[Tensor, int, int], ...]
     width: int
     bias: Tensor | None
+    skinny: bool
 
     @classmethod
     def of(cls, *layers: torch.nn.Linear) -> "Joined":
         weights = [layer.weight for layer in layers]
         if len(weights) > 1 and sum(w.numel() for w in weights) <= _JOIN:
             weights = [torch.cat(weights)]
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        return cls.over(weights, torch.cat(biases) if biases else None)
+
+    @classmethod
+    def over(cls, weights: Sequence[Tensor], bias: Tensor | None = None) -> "Joined":
         parts, width = [], 0
         for weight in weights:
-            parts.append((weight.t(), width, width + weight.shape[0]))
+            parts.append((weight, width, width + weight.shape[0]))
             width += weight.shape[0]
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        return cls(tuple(parts), width, torch.cat(biases) if biases else None)
+        return cls(tuple(parts), width, bias, skinny.applies(*weights))
 
-    def __call__(self, x_NC: Tensor) -> Tensor:
-        if len(self.parts) == 1:
-            return _product(x_NC, self.parts[0][0], self.bias)
-        out = x_NC.new_empty(x_NC.shape[0], self.width)
-        for weight, first, last in self.parts:
-            torch.mm(x_NC, weight, out=out[:, first:last])
+    def __call__(self, x_NC: Tensor, residual_NC: Tensor | None = None) -> Tensor:
+        """`x W^T + bias`, plus `residual_NC` if there is one weight only."""
+        few = self.skinny and 0 < x_NC.shape[0] <= skinny.MOST_ROWS
+        if len(self.parts) > 1:
+            out = x_NC.new_empty(x_NC.shape[0], self.width)
+            for weight, first, last in self.parts:
+                if few:
+                    skinny.product(x_NC, weight, out_MN=out[:, first:last])
+                else:
+                    torch.mm(x_NC, weight.t(), out=out[:, first:last])
+        elif few:
+            out = skinny.product(x_NC, self.parts[0][0], add_MN=residual_NC)
+        elif residual_NC is not None:
+            out = torch.addmm(residual_NC, x_NC, self.parts[0][0].t())
+        else:
+            out = torch.mm(x_NC, self.parts[0][0].t())
         return out if self.bias is None else out.add_(self.bias)
 
 
@@ -67,12 +85,10 @@ class Layer:
     norm: Tensor
     qkv: Joined
     qk_norm: Tensor | None
-    out: Tensor
-    out_bias: Tensor | None
+    out: Joined
     mlp_norm: Tensor
     gate_up: Joined
-    down: Tensor
-    down_bias: Tensor | None
+    down: Joined
     window: int | None
     scale: float
 
@@ -95,9 +111,7 @@ class LlamaForward:
         self._embedding = self._model.model.embed_tokens.weight
         self._norm = self._model.model.norm.weight
         head = self._model.lm_head.weight
-        blocks = head.split(_BLOCK) if head.device.type == "cpu" else [head]
-        self._head = [(block.t(), _BLOCK * i, _BLOCK * i + block.shape[0]) for i, block in enumerate(blocks)]
-        self._vocabulary = head.shape[0]
+        self._head = Joined.over(head.split(_BLOCK) if head.device.type == "cpu" else [head])
 
     def __call__(self, token_N: Tensor, plan: Plan, row_R: Tensor | None) -> Tensor:
         heads, both, width = self._heads, self._heads + self._kv_heads, self._width
@@ -112,19 +126,13 @@ class LlamaForward:
             qk = torch.addcmul(qk * cos_N1D, torch.roll(qk, width // 2, -1), sin_N1D)
             value = qkv[:, both * width :].view(count, self._kv_heads, width)
             mixed = plan.attend(index, qk[:, :heads], qk[:, heads:], value, scale=layer.scale, window=layer.window)
-            hidden_NC = _product(mixed.reshape(count, -1), layer.out, layer.out_bias, hidden_NC)
+            hidden_NC = layer.out(mixed.reshape(count, -1), hidden_NC)
             gate_up = layer.gate_up(self._rms(hidden_NC, layer.mlp_norm))
             gate, up = gate_up.chunk(2, -1)
-            hidden_NC = _product(F.silu(gate).mul_(up), layer.down, layer.down_bias, hidden_NC)
+            hidden_NC = layer.down(F.silu(gate).mul_(up), hidden_NC)
         if row_R is not None:
             hidden_NC = hidden_NC[row_R]
-        hidden_NC = self._rms(hidden_NC, self._norm)
-        if len(self._head) == 1:
-            return hidden_NC @ self._head[0][0]
-        logits_RV = hidden_NC.new_empty(hidden_NC.shape[0], self._vocabulary)
-        for weight, first, last in self._head:
-            torch.mm(hidden_NC, weight, out=logits_RV[:, first:last])
-        return logits_RV
+        return self._head(self._rms(hidden_NC, self._norm))
 
     def _layer(self, layer: torch.nn.Module) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -143,12 +151,10 @@ class LlamaForward:
             norm=layer.input_layernorm.weight,
             qkv=Joined.of(attention.q_proj, attention.k_proj, attention.v_proj),
             qk_norm=qk_norm,
-            out=attention.o_proj.weight.t(),
-            out_bias=attention.o_proj.bias,
+            out=Joined.of(attention.o_proj),
             mlp_norm=layer.post_attention_layernorm.weight,
             gate_up=Joined.of(mlp.gate_proj, mlp.up_proj),
-            down=mlp.down_proj.weight.t(),
-            down_bias=mlp.down_proj.bias,
+            down=Joined.of(mlp.down_proj),
             window=window,
             scale=attention.scaling,
         )
@@ -172,11 +178,3 @@ class LlamaForward:
             self._rotations_T2D = torch.stack([cos[0], signed], 1)
         rotation_N2D = self._rotations_T2D[plan.position_N]
         return rotation_N2D[:, :1], rotation_N2D[:, 1:]
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
-    """`x @ weight + bias + residual` in as few operations as possible."""
-    if residual is not None:
-        out = torch.addmm(residual, x, weight)
-        return out if bias is None else out.add_(bias)
-    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)

@@ -67,8 +67,8 @@ class Response:
         )
 
     def _stop_string(self, decode: Callable[[Sequence[int]], str]) -> bool:
-        """Whether the text of the last tokens holds a stop string. A token that adds text adds at least a byte; two more tokens
-        keep what a tokenizer does to the first character of a text away from the match, and more are read where some add none."""
+        """Whether the text of the last tokens holds a stop string. A token that adds text adds at least a byte; two more keep
+        what a tokenizer does to the first character of a text away from the match; more are read where some add none."""
         longest = max(len(stop.encode()) for stop in self.sampling.stop)
         reach = longest + 2
         text = decode(self.tokens[-reach:])
