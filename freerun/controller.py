@@ -27,7 +27,7 @@ from typing import Any
 
 from freerun.errors import AllFailed, ExecutorDied
 from freerun.evaluate import Accuracy, Evaluator
-from freerun.metrics import Sink, Status
+from freerun.metrics import Sink
 from freerun.placement.base import Handle, Placement
 from freerun.schedule import FULL, QUICK, ControllerConfig, PromptStream, check, stream_seed
 from freerun.store.admission import Admission
@@ -87,6 +87,7 @@ class Controller:
         self._outbox: dict[str, list[Request]] = {g.name: [] for g in generators}
         self._load: dict[str, int] = {g.name: 0 for g in generators}
         self._held: dict[str, int] = {}
+        self._sent: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task] = set()
         self._failed: asyncio.Future
@@ -158,15 +159,7 @@ class Controller:
             await self._wake.wait()
 
     def _publish_status(self) -> None:
-        self.sink.status(
-            Status(
-                step=self.step,
-                total_steps=self.config.steps,
-                seconds=self.tracker.now(),
-                executors=dict(self.tracker.status),
-                items=self.admission.counts(),
-            )
-        )
+        self.sink.status(self.tracker.snapshot(self.step, self.config.steps, self.admission.counts()))
 
     async def _watch(self) -> None:
         async for name in self.placement.failures():
@@ -223,6 +216,7 @@ class Controller:
             questions = self.evaluator.spare(self._spare(name))
             self._load[name] += len(questions)
             requests = requests + questions
+            self._sent[name] = self.ref.version
             report = await self.tracker.call(
                 generator,
                 "advance",
@@ -359,7 +353,8 @@ class Controller:
         return f"waiting for groups: {num_taken} of {self.config.groups} taken, {len(self.active)} being generated or scored"
 
     async def _finish_step(self, items: list[int]) -> None:
-        keep = sorted({self.ref.version, *self._held.values()})
+        # A call that is under way may be on the version that it was sent, or still on the one held before.
+        keep = sorted({self.ref.version, *self._held.values(), *self._sent.values()})
         report = await self.tracker.call(
             self.trainer, "finish_step", keep, what="update", doing="optimiser step and publication"
         )

@@ -18,6 +18,7 @@ from freerun.checkpoint import Checkpoints, restore_controller
 from freerun.controller import Controller
 from freerun.errors import CheckpointError, ConfigError
 from freerun.metrics import EvalRecord, Sink
+from freerun.models.base import resolve_dtype
 from freerun.placement.base import ExecutorSpec, Placement
 from freerun.placement.inline import InlinePlacement
 from freerun.recipes.base import RunConfig, WarmStartConfig
@@ -202,7 +203,8 @@ def transports(config: RunConfig, kind: str, run_dir: Path) -> tuple:
             todo="--placement.kind monarch, or --weights.transport auto",
         )
     module = importlib.import_module(f"freerun.weights.{name}")
-    dtype = config.generator.dtype if config.weights.dtype == "auto" else config.weights.dtype
+    kept = resolve_dtype(config.generator.dtype, config.generator.device)
+    dtype = str(kept).removeprefix("torch.") if config.weights.dtype == "auto" else config.weights.dtype
     return module.publisher(dtype=dtype, checksum=config.weights.verify), module.subscriber()
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from freerun.metrics import IDLE, Event, ExecutorStatus, SampleRecord, Sink, StepRecord, plain
+from freerun.metrics import IDLE, Event, ExecutorStatus, SampleRecord, Sink, Status, StepRecord, plain
 from freerun.placement.base import Handle
 from freerun.types import Group, Metric, Sum, merge_all
 
@@ -80,6 +80,11 @@ class Tracker:
         shares = {name: min(1.0, max(0.0, 1.0 - busy / span)) for name, busy in self._busy.items()}
         self._mark, self._busy = now, dict.fromkeys(self._busy, 0.0)
         return shares
+
+    def snapshot(self, step: int, total_steps: int, ledger: Mapping[str, int]) -> Status:
+        """The run at this moment, for live views."""
+        doing = dict(self.status)
+        return Status(step=step, total_steps=total_steps, seconds=self.now(), executors=doing, items=ledger)
 
     def count(self, metrics: Mapping[str, Metric]) -> None:
         """Add to the metrics of the step in hand."""

@@ -98,7 +98,10 @@ def test_every_first_algorithm_runs_to_its_end(algorithm, tmp_path):
 def test_at_lag_zero_generator_and_trainer_agree_on_every_log_prob(tmp_path):
     _, rows = run(small(control={"max_lag": 0, "window": 1}), tmp_path / "run")
     assert all(row["metrics"]["lag/max"] == 0 for row in rows)
-    assert all(row["metrics"]["mismatch/abs_max"] < 1e-4 for row in rows)
+    # A step in which every group is flat computes nothing, so it has nothing to compare.
+    measured = [row["metrics"]["mismatch/abs_max"] for row in rows if "mismatch/abs_max" in row["metrics"]]
+    assert measured
+    assert max(measured) < 1e-4
 
 
 def test_a_serial_run_repeats_bit_for_bit(tmp_path):
