@@ -49,6 +49,8 @@ def small(**changes) -> RunConfig:
             "reward": RewardConfig(),
             "trainer": TrainerConfig(lr=1e-3),
             "placement": PlacementConfig(kind="inline", schedule="serial"),
+            # A random model is never right, and a group of equal rewards teaches nothing.
+            "warm_start": WarmStartConfig(algorithm=sft.Config(), steps=30, batch=16, lr=1e-2),
             **changes,
         }
     )
@@ -151,7 +153,7 @@ def test_a_resumed_asynchronous_run_trains_every_item_once(tmp_path):
 
 def test_a_warm_start_comes_before_version_zero(tmp_path):
     warm = WarmStartConfig(algorithm=sft.Config(), steps=3, batch=8, lr=1e-2)
-    _, cold = run(small(), tmp_path / "cold")
+    _, cold = run(small(warm_start=None), tmp_path / "cold")
     _, warmed = run(small(warm_start=warm), tmp_path / "warm")
     assert cold[0]["metrics"]["reward/mean"] is not None
     assert learning(cold) != learning(warmed)
