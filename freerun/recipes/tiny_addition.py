@@ -1,6 +1,8 @@
-"""A one-million-parameter transformer learns to add: supervised warm start, then asynchronous RL. About a minute on two cores.
+"""A one-million-parameter transformer, from random weights: supervised warm start on sums, then asynchronous RL, in a minute or
+two.
 
-Nothing is downloaded; the model starts from random weights. Meant for trying a change at once.
+Nothing is downloaded. Meant for trying a change at once: every part of the engine runs. The warm start learns; the RL stage
+does not yet improve on it (docs/results.md).
 """
 
 from freerun.actors.generator import GeneratorConfig
@@ -19,9 +21,9 @@ def recipe() -> RunConfig:
         task=addition.Config(digits=2),
         algorithm=aipo.Config(),
         sampling=Sampling(temperature=1.0, max_tokens=6),
-        warm_start=WarmStartConfig(algorithm=sft.Config(), steps=150, batch=128, lr=2e-3),
+        warm_start=WarmStartConfig(algorithm=sft.Config(), steps=250, batch=128, lr=2e-3),
         control=ControllerConfig(
-            steps=120,
+            steps=60,
             groups=16,
             group_size=8,
             max_lag=1,
@@ -34,5 +36,5 @@ def recipe() -> RunConfig:
             sample_every=8,
         ),
         generator=GeneratorConfig(max_context=32),
-        trainer=TrainerConfig(lr=5e-4),
+        trainer=TrainerConfig(lr=1e-4, packing="rows", micro_tokens=4096),
     )
