@@ -10,17 +10,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from freerun.controller import Active, Controller
+from freerun.controller import Controller
+from freerun.encoding import decode_group, encode_group
 from freerun.errors import CheckpointError, FreerunError
 from freerun.metrics import EvalRecord
-from freerun.store.admission import Admission
-from freerun.types import CachePolicy, Group, Message, Prompt, RewardResult, Stop, Trajectory
+from freerun.store import journal
+from freerun.store.recovery import needed_by
+from freerun.types import Example, Group, Prompt
+
+JOURNAL, GROUPS, REPLAY = "journal", "groups.journal", "replay.journal"
+"""Files of finished groups: of the run, and in a checkpoint those that were stored and those that may be replayed."""
 
 
 class Checkpoints:
@@ -40,6 +43,8 @@ class Checkpoints:
                 controller.trainer, "save", str(attempt / "trainer"), what="checkpoint", doing="saving a checkpoint"
             )
             (attempt / "controller.json").write_text(json.dumps(controller_state(controller)))
+            write_groups(attempt / GROUPS, controller.intake.groups)
+            write_groups(attempt / REPLAY, controller.replay.groups if controller.replay is not None else {})
             _seal(attempt)
             if final.exists():
                 shutil.rmtree(final)
@@ -56,6 +61,8 @@ class Checkpoints:
             ) from error
         for old in self.all()[: -self.keep]:
             shutil.rmtree(old)
+        if controller.intake.journal is not None:
+            controller.intake.journal.compact(needed_after(self))
         return final
 
     def all(self) -> list[Path]:
@@ -95,86 +102,47 @@ def damage_of(path: Path) -> str:
 
 
 def controller_state(controller: Controller) -> dict[str, Any]:
-    """Everything the controller must know to go on, JSON-able."""
+    """Everything the controller must know to go on but its groups, JSON-able. Prompts are not in it: the run draws them in an
+    order that it can repeat."""
     return {
         "step": controller.step,
-        "cursor": controller.cursor,
-        "seed": controller.seed,
-        "admission": controller.admission.state(),
-        "active": {
-            str(i): {"prompt": encode_prompt(a.prompt), "seed": a.seed, "attempt": a.attempt}
-            for i, a in controller.active.items()
-        },
-        "groups": [encode_group(g) for g in controller.groups.values()],
+        "admission": controller.intake.admission.state(),
+        "replay": controller.replay.state() if controller.replay is not None else None,
         "evaluations": [dataclasses.asdict(e) for e in controller.evaluator.records],
     }
 
 
-def restore_controller(controller: Controller, checkpoint: Path) -> None:
-    """Put a fresh controller where the saved one was: finished groups are in the store again, unfinished items are admitted
-    again."""
+def write_groups(path: Path, groups: Mapping[int, Group | Example]) -> None:
+    """Groups in the journal's format, by key. Examples are not written: they are in the data set."""
+    file = journal.Journal(path, fsync_every=0)
+    for key, group in groups.items():
+        if isinstance(group, Group):
+            file.finished(key, group.prompt.uid, group.item, encode_group(group))
+    file.close()
+
+
+def restore_controller(controller: Controller, checkpoint: Path | None) -> None:
+    """Put a fresh controller where the saved one was, and where its journal says that it came after that: finished groups are
+    in the store again, unfinished items are ordered again. Without a checkpoint it begins at step 0 with what the journal
+    has."""
+    records = list(controller.intake.journal.records()) if controller.intake.journal is not None else []
+    if checkpoint is None:
+        controller.intake.restore(controller.intake.admission.state(), (), records)
+        return
     state = json.loads((checkpoint / "controller.json").read_text())
-    controller.step, controller.cursor = state["step"], state["cursor"]
-    controller.admission = Admission.from_state(state["admission"])
-    controller.groups = {g.item: g for g in map(decode_group, state["groups"])}
+    controller.step = state["step"]
     controller.evaluator.records = [EvalRecord(**e) for e in state["evaluations"]]
-    for key, saved in state["active"].items():
-        item = int(key)
-        controller.active[item] = Active(prompt=decode_prompt(saved["prompt"]), seed=saved["seed"], attempt=saved["attempt"])
-        controller.order(item)
+    controller.intake.restore(state["admission"], journal.read(checkpoint / GROUPS), records)
+    if controller.replay is not None and state["replay"] is not None:
+        prompts, kept = controller.intake.prompts, journal.read(checkpoint / REPLAY)
+        groups = {r.item: decode_group(r.payload, r.oldest, p) for r in kept if isinstance(p := prompts.at(r.oldest), Prompt)}
+        controller.replay.restore(state["replay"], groups)
 
 
-def encode_prompt(prompt: Prompt) -> dict[str, Any]:
-    content = prompt.content if isinstance(prompt.content, str) else [list(m) for m in prompt.content]
-    return {"uid": prompt.uid, "content": content, "meta": dict(prompt.meta)}
-
-
-def decode_prompt(data: Mapping[str, Any]) -> Prompt:
-    content = data["content"]
-    return Prompt(data["uid"], content if isinstance(content, str) else tuple(Message(*m) for m in content), data["meta"])
-
-
-def encode_group(group: Group) -> dict[str, Any]:
-    """A group as JSON-able data. float32 log-probs survive exactly: every float32 is a double, and JSON keeps doubles."""
-    return {
-        "item": group.item,
-        "prompt": encode_prompt(group.prompt),
-        "trajectories": [
-            {
-                "tokens": t.tokens_T.tolist(),
-                "action": t.action_T.int().tolist(),
-                "logp": t.logp_T.tolist(),
-                "version": t.version_T.tolist(),
-                "text": t.text,
-                "stop": t.stop,
-                "cache": t.cache_policy,
-            }
-            for t in group.trajectories
-        ],
-        "rewards": [{"value": r.value, "parts": dict(r.parts), "info": dict(r.info)} for r in group.rewards],
-    }
-
-
-def decode_group(data: Mapping[str, Any]) -> Group:
-    """The inverse of `encode_group`, bit for bit."""
-    trajectories = tuple(
-        Trajectory(
-            tokens_T=torch.tensor(t["tokens"], dtype=torch.int64),
-            action_T=torch.tensor(t["action"], dtype=torch.bool),
-            logp_T=torch.tensor(t["logp"], dtype=torch.float32),
-            version_T=torch.tensor(t["version"], dtype=torch.int32),
-            text=t["text"],
-            stop=Stop(t["stop"]) if t["stop"] else None,
-            cache_policy=CachePolicy(t["cache"]),
-        )
-        for t in data["trajectories"]
-    )
-    return Group(
-        item=data["item"],
-        prompt=decode_prompt(data["prompt"]),
-        trajectories=trajectories,
-        rewards=tuple(RewardResult(r["value"], r["parts"], r["info"]) for r in data["rewards"]),
-    )
+def needed_after(checkpoints: "Checkpoints") -> Callable[[int], bool]:
+    """Whether a resume from any of the checkpoints that are kept could ask the journal for an item."""
+    oldest = checkpoints.all()[0]
+    return needed_by(json.loads((oldest / "controller.json").read_text())["admission"])
 
 
 def _seal(directory: Path) -> None:

@@ -133,9 +133,11 @@ def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
     _nothing_left(rest)
     config, stored = _stored(arguments.dir)
     refuse_other_config(stored["config"], config)
-    checkpoint = _newest(arguments.dir)
-    step = int(checkpoint.name.removeprefix("step-"))
-    return _train(config, stored["recipe"], RunDirectory.resume(arguments.dir, step), checkpoint, plain=arguments.plain)
+    begun = bool(Checkpoints(arguments.dir / "checkpoints").all())
+    checkpoint = _newest(arguments.dir) if begun else None
+    step = int(checkpoint.name.removeprefix("step-")) if checkpoint is not None else 0
+    files = RunDirectory.resume(arguments.dir, step)
+    return _train(config, stored["recipe"], files, checkpoint, resume=True, plain=arguments.plain)
 
 
 def _newest(directory: Path) -> Path:
@@ -160,7 +162,15 @@ def _stored(directory: Path) -> tuple:
     return configs.override(recipes.load(stored["recipe"]).recipe(), stored["overrides"]), stored
 
 
-def _train(config: RunConfig, recipe: str, files: RunDirectory, checkpoint: Path | None, *, plain: bool) -> int:
+def _train(
+    config: RunConfig,
+    recipe: str,
+    files: RunDirectory,
+    checkpoint: Path | None,
+    *,
+    plain: bool,
+    resume: bool = False,
+) -> int:
     from freerun.launch import launch
     from freerun.watch.report import write_report
     from freerun.watch.terminal import Terminal
@@ -178,7 +188,7 @@ def _train(config: RunConfig, recipe: str, files: RunDirectory, checkpoint: Path
             console=console,
         )
         sinks = Fanout([files, *_optional_sinks(config, directory), view])
-        outcome = asyncio.run(launch(config, directory, sinks, checkpoint=checkpoint, began=files.elapsed))
+        outcome = asyncio.run(launch(config, directory, sinks, checkpoint=checkpoint, resume=resume, began=files.elapsed))
         files.finish("finished" if outcome.finished else "interrupted")
     except BaseException as error:
         files.finish("failed", f"{type(error).__name__}: {error}")

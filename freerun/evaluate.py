@@ -103,6 +103,11 @@ class Evaluator:
         """Up to `room` of those questions."""
         return self.current.next_requests(room) if self.current is not None else []
 
+    def ask_again(self, questions: Sequence[Request]) -> None:
+        """Whoever had these questions is gone."""
+        if self.current is not None:
+            self.current.backlog += questions
+
     def prompt(self, item: int) -> Prompt:
         """The question with the negative id `item`."""
         assert self.current is not None, "an answer arrived while no evaluation was under way"

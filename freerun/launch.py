@@ -14,7 +14,7 @@ from pathlib import Path
 
 from freerun import config as configs
 from freerun.actors.generator import GeneratorExecutor
-from freerun.checkpoint import Checkpoints, restore_controller
+from freerun.checkpoint import JOURNAL, Checkpoints, restore_controller
 from freerun.controller import Controller
 from freerun.errors import CheckpointError, ConfigError
 from freerun.metrics import EvalRecord, Sink
@@ -23,7 +23,9 @@ from freerun.placement.base import ExecutorSpec, Placement
 from freerun.placement.inline import InlinePlacement
 from freerun.recipes.base import RunConfig, WarmStartConfig
 from freerun.rewards.pool import RewarderExecutor
+from freerun.schedule import Stream
 from freerun.store.admission import Admission
+from freerun.store.journal import Journal
 from freerun.tasks.base import Task
 from freerun.trainer.trainer import TrainerConfig, TrainerExecutor, check
 from freerun.weights import shared
@@ -45,17 +47,20 @@ async def launch(
     sinks: Sink,
     *,
     checkpoint: Path | None = None,
+    resume: bool = False,
     evaluate_only: int = 0,
     checkpoint_at_end: bool = True,
     began: float = 0.0,
 ) -> Outcome:
     """Run `config` to its end, writing checkpoints below `run_dir`.
 
-    With `checkpoint`, go on from it; with `evaluate_only` as well, evaluate that many held-out problems on it and return.
+    With `checkpoint`, go on from it; with `evaluate_only` as well, evaluate that many held-out problems on it and return. With
+    `resume` and no checkpoint, begin again at step 0 with the finished groups that the run's journal has.
     Everything started here has ended when this returns or raises.
     """
     check(trainer_config(config), config.algorithm, config.control.group_size, config.sampling)
     task = config.task.build()
+    journal = None if evaluate_only or not checkpoint_at_end else Journal(run_dir / JOURNAL)
     kind = placement_kind(config.placement.kind)
     placement = await _placement(config, kind, run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)
@@ -68,13 +73,15 @@ async def launch(
             generators=[handles[n] for n in names],
             rewarder=handles["rewarder"],
             trainer=handles["trainer"],
-            prompts=task.train,
+            prompts=task.train if config.offline is None else config.offline.build(task),
             heldout=task.heldout,
             sampling=config.sampling,
             eval_sampling=replace(config.sampling, temperature=0.0),
             accuracy=task.accuracy,
             sink=sinks,
             seed=config.seed,
+            experts=config.experts.build(task) if config.experts is not None else (),
+            journal=journal,
             save=checkpoints.save if checkpoint_at_end and not evaluate_only else None,
             began=began,
         )
@@ -87,27 +94,28 @@ async def launch(
                     what="checkpoint",
                     doing=f"loading {checkpoint.name}",
                 )
-                if not evaluate_only:
-                    restore_controller(controller, checkpoint)
             elif config.warm_start is not None:
-                await warm_start(controller, config.warm_start, config.task.build())
+                await warm_start(controller, config.warm_start, task, config.seed)
+            if not evaluate_only and (checkpoint is not None or resume):
+                restore_controller(controller, checkpoint)
             await (controller.evaluate(evaluate_only) if evaluate_only else controller.run())
         return Outcome(not controller.stopping, controller.step, config.control.steps, tuple(controller.evaluator.records))
     finally:
+        if journal is not None:
+            journal.close()
         await placement.stop()
         # What a killed trainer, of this run or of an earlier one, left in shared memory; the living keep theirs locked.
         shared.sweep()
 
 
-async def warm_start(controller: Controller, stage: WarmStartConfig, task: Task) -> None:
-    """The supervised stage: demonstrations are the task's own solutions to its training prompts."""
+async def warm_start(controller: Controller, stage: WarmStartConfig, task: Task, seed: int) -> None:
+    """The supervised stage, on the demonstrations that the recipe names."""
+    examples = Stream(stage.examples.build(task), seed)
     for step in range(stage.steps):
-        prompts = [controller.prompts.at(-1 - step * stage.batch - i) for i in range(stage.batch)]
-        pairs = [(p, task.solution(p)) for p in prompts]
         await controller.tracker.call(
             controller.trainer,
             "warm_start",
-            pairs,
+            [examples.at(step * stage.batch + i) for i in range(stage.batch)],
             stage.algorithm,
             stage.lr * (1 - step / stage.steps),
             what="warm-start",
@@ -181,7 +189,13 @@ def trainer_config(config: RunConfig) -> TrainerConfig:
     """The trainer's section with what the rest of the run decides: the bound on lag, the temperature of sampling, the seed."""
     control = config.control
     bound = Admission(batch=control.groups, max_lag=control.max_lag, window=control.window).lag_bound
-    return replace(config.trainer, max_lag=bound, temperature=config.sampling.temperature, seed=config.seed)
+    return replace(
+        config.trainer,
+        max_lag=bound,
+        max_age=control.replay_age,
+        temperature=config.sampling.temperature,
+        seed=config.seed,
+    )
 
 
 def transports(config: RunConfig, kind: str, run_dir: Path) -> tuple:

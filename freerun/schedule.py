@@ -1,12 +1,14 @@
-"""How long a run is, how much a step holds, how asynchronous it may be; and the endless order of its prompts."""
+"""How long a run is, how much a step holds, how asynchronous it may be; and the endless order of its data."""
 
 import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from freerun.errors import ConfigError, DataError
-from freerun.types import Prompt
+
+T = TypeVar("T")
 
 FULL, QUICK = "heldout", "heldout-quick"
 """Names of the evaluations before and after the run, and of the smaller ones during it."""
@@ -32,6 +34,14 @@ class ControllerConfig:
     """Decode steps per call of a generator: smaller reacts faster, larger costs fewer messages."""
     retries: int = 2
     """How often a failed group is generated again before it is dropped."""
+    executor_restarts: int = 3
+    """How often a generator or the rewarder that died is started anew before the run ends."""
+    experts: int = 0
+    """Expert demonstrations added to each step."""
+    replay: int = 0
+    """Groups of earlier steps that each step trains on once more, as far as there are any young enough."""
+    replay_age: int = 2
+    """How many versions old a replayed group may be."""
     skip_uniform: bool = False
     """Drop a group whose rewards are all equal (a group baseline learns nothing from it) and admit another in its place."""
     max_skips: int = 4
@@ -50,21 +60,22 @@ class ControllerConfig:
     """Record one trajectory of every so many groups."""
 
 
-class PromptStream:
-    """Prompts without end: epoch after epoch, each a permutation of its own that the seed fixes. Positions before 0 are valid
-    too, and are a stream of their own (the warm start draws from there)."""
+class Stream(Generic[T]):
+    """A data set without end: epoch after epoch, each a permutation of its own that the seed fixes. Positions before 0 are
+    valid too, and are a stream of their own (the warm start draws from there)."""
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
-        self._prompts, self._seed = prompts, seed
+    def __init__(self, data: Sequence[T], seed: int) -> None:
+        self._data, self._seed = data, seed
         self._epoch: int | None = None
         self._order: list[int] = []
 
-    def at(self, position: int) -> Prompt:
-        epoch, offset = divmod(position, len(self._prompts))
+    def at(self, position: int) -> T:
+        """The datum at `position`. Looking back across an epoch's end costs a shuffle."""
+        epoch, offset = divmod(position, len(self._data))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, list(range(len(self._prompts)))
+            self._epoch, self._order = epoch, list(range(len(self._data)))
             random.Random(f"{self._seed}/{epoch}").shuffle(self._order)
-        return self._prompts[self._order[offset]]
+        return self._data[self._order[offset]]
 
 
 def check(config: ControllerConfig, num_prompts: int) -> None:
@@ -87,6 +98,17 @@ def check(config: ControllerConfig, num_prompts: int) -> None:
         if value < 1:
             raise ConfigError(
                 f"control.{name} is too small", given=value, expected="at least 1", todo=f"raise --control.{name}"
+            )
+    for name, value in (
+        ("experts", config.experts),
+        ("replay", config.replay),
+        ("replay_age", config.replay_age),
+        ("retries", config.retries),
+        ("executor_restarts", config.executor_restarts),
+    ):
+        if value < 0:
+            raise ConfigError(
+                f"control.{name} is negative", given=value, expected="0 or more", todo=f"correct --control.{name}"
             )
     if config.stream > config.groups:
         raise ConfigError(

@@ -46,6 +46,21 @@ class FailureKind(enum.StrEnum):
     EXECUTOR = "executor_died"
 
 
+class Source(enum.StrEnum):
+    """Where an item comes from, which decides what may be asked of it at consumption.
+
+    `ROLLOUT` was made by an actor of this run, under the bound on lag. `RECALLED` was too, before a crash whose updates are
+    lost: its versions may be above the trainer's. `REPLAY` is a rollout that is used once more. `DATASET` and `EXPERT` were
+    made by nobody of this run, and have no versions; `EXPERT` is worth imitating.
+    """
+
+    ROLLOUT = "rollout"
+    RECALLED = "recalled"
+    REPLAY = "replay"
+    DATASET = "dataset"
+    EXPERT = "expert"
+
+
 class CachePolicy(enum.StrEnum):
     """What happens to running responses when new weights arrive.
 
@@ -109,8 +124,9 @@ class Trajectory:
     tokens_T   int64   prompt and response
     action_T   bool    True where the policy chose the token
     logp_T     float32 behaviour log-prob under the *actual* sampling distribution (temperature and truncations included);
-                       0 where `action_T` is False
-    version_T  int32   policy version that produced the token, stamped by the actor; -1 where `action_T` is False
+                       0 where `action_T` is False; NaN throughout where nobody knows who sampled
+    version_T  int32   policy version that produced the token, stamped by the actor; -1 where `action_T` is False, and where
+                       no version of this run did
     """
 
     tokens_T: Tensor
@@ -169,10 +185,27 @@ class Group:
     prompt: Prompt
     trajectories: tuple[Trajectory, ...]
     rewards: tuple[RewardResult, ...]
+    source: Source = Source.ROLLOUT
 
     @property
     def oldest_version(self) -> int:
         return min(t.oldest_version for t in self.trajectories)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """An item of a dataset, still in text: responses that no policy of this run made.
+
+    `rewards` has one entry per response, or none if nothing was scored. `logps` has the log-probs of each response's tokens
+    under the policy that wrote it, as the trained model's tokenizer cuts it, its end token last; or nothing if they are
+    unknown."""
+
+    uid: str
+    prompt: Prompt
+    responses: tuple[str, ...]
+    rewards: tuple[RewardResult, ...] = ()
+    logps: tuple[tuple[float, ...], ...] = ()
+    source: Source = Source.DATASET
 
 
 class Column(NamedTuple):
@@ -184,10 +217,13 @@ class Column(NamedTuple):
 
 COLUMNS: Mapping[str, Column] = {
     "mask": Column("BT", "True on real action tokens, False on padding"),
+    "mask_rollout": Column("BT", "True on action tokens that are no expert's"),
+    "mask_expert": Column("BT", "True on the tokens of expert demonstrations"),
     "logp_behaviour": Column("BT", "log-prob of the token under the policy that sampled it, recorded by the actor"),
     "logp_proximal": Column("BT", "log-prob under the policy at the start of the update, recomputed by the trainer"),
     "logp_reference": Column("BT", "log-prob under the frozen reference policy"),
-    "entropy_behaviour": Column("BT", "entropy of the sampling distribution at the token"),
+    "logp_previous": Column("BT", "log-prob under the policy before the last step"),
+    "entropy_proximal": Column("BT", "entropy of the policy at the start of the update, where the token was predicted"),
     "version": Column("BT", "policy version that produced the token"),
     "lag": Column("BT", "trainer version at consumption minus the token's version"),
     "advantage": Column("BT", "credit of the token, from the algorithm's `credit`"),
@@ -195,7 +231,7 @@ COLUMNS: Mapping[str, Column] = {
     "group": Column("B", "index of the trajectory's group within the batch"),
     "values": Column("BT", "value estimates at the start of the update"),
     "returns": Column("BT", "targets of the value function"),
-    "expert": Column("B", "True where the trajectory is an expert demonstration"),
+    "value_reference": Column("B", "expected reward of the reference policy on the prompt"),
 }
 """Columns a batch may have. A new kind of data is a new line here and a producer."""
 

@@ -57,9 +57,10 @@ def test_bad_input_gets_one_error_in_four_parts(words, said, capsys):
     assert "Traceback" not in text
 
 
-def test_a_run_directory_without_a_checkpoint_cannot_be_resumed(tmp_path, capsys):
+def test_a_run_whose_every_checkpoint_is_damaged_cannot_be_resumed(tmp_path, capsys):
     config = configs.dump(recipes.load("tiny-addition").recipe())
     (tmp_path / "config.json").write_text(json.dumps({"recipe": "tiny-addition", "overrides": {}, "config": config}))
+    (tmp_path / "checkpoints" / "step-00000003").mkdir(parents=True)
     code, text = told(capsys, "resume", str(tmp_path))
     assert code == 1
     assert "no usable checkpoint" in text

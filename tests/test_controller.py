@@ -1,124 +1,16 @@
 """The controller on fake executors of a few lines, under real and virtual schedules."""
 
 import asyncio
-from dataclasses import dataclass, field
 
 import pytest
-import torch
+from fakes import PROMPTS, Generator, Records, Rewarder, Trainer, small
 
-from freerun.actors.engine import Finished
 from freerun.controller import Controller
 from freerun.errors import AllFailed, ConfigError, DataError, RewardError
-from freerun.metrics import EvalRecord, Event, SampleRecord, Status, StepRecord
 from freerun.placement.base import ExecutorSpec
 from freerun.placement.inline import InlinePlacement
-from freerun.schedule import ControllerConfig, PromptStream
-from freerun.types import Failure, FailureKind, Prompt, RewardResult, Sampling, Stop, Sum, Trajectory, WeightsRef
-
-PROMPTS = [Prompt(f"p{i}", f"{i}", {"answer": str(i)}) for i in range(20)]
-
-
-def ref(version: int) -> WeightsRef:
-    return WeightsRef(version=version, transport="fake", address=None, manifest={}, num_bytes=0)
-
-
-@dataclass
-class Report:
-    version: int = 0
-    ref: WeightsRef | None = None
-    metrics: dict = field(default_factory=lambda: {"tokens/trained": Sum(1.0)})
-    finished: tuple = ()
-    running: int = 0
-    waiting: int = 0
-    tokens: int = 1
-    prefill_tokens: int = 1
-    seconds: float = 0.0
-    swap_seconds: float = 0.0
-
-
-class Generator:
-    """Answers every sample after `delay` calls, with the version it held when it began."""
-
-    def __init__(self, fails: int = 0) -> None:
-        self.work, self.version, self.fails = [], 0, fails
-
-    def advance(self, requests, ref, steps):
-        self.version = ref.version
-        self.work += [(r, s, self.version) for r in requests for s in range(r.num_samples)]
-        done, self.work = self.work[:6], self.work[6:]
-        return Report(version=self.version, finished=tuple(Finished(r.item, s, self.answer(v)) for r, s, v in done))
-
-    def answer(self, version):
-        if self.fails:
-            self.fails -= 1
-            return Failure(FailureKind.MODEL, "generator", "made to fail")
-        one = torch.ones(1)
-        return Trajectory(
-            tokens_T=one.long(), action_T=one.bool(), logp_T=-one, version_T=one.int() * version, text="1", stop=Stop.EOS
-        )
-
-
-class Rewarder:
-    def __init__(self, value=None) -> None:
-        self.value = value
-
-    async def score(self, requests):
-        if self.value == "nan":
-            raise RewardError("reward is not finite", given="nan", expected="a finite number", todo="mend the function 'f'")
-        return [
-            RewardResult(float(len(r.completion) + hash(r.prompt.uid) % 3 if self.value is None else self.value))
-            for r in requests
-        ]
-
-
-class Trainer:
-    def __init__(self) -> None:
-        self.version, self.taken, self.log = 0, [], []
-
-    def start(self):
-        return ref(self.version)
-
-    def accumulate(self, groups):
-        self.taken += groups
-
-    def finish_step(self, keep):
-        self.log.append(
-            (self.version, [g.item for g in self.taken], [self.version - g.oldest_version for g in self.taken], list(keep))
-        )
-        self.version, self.taken = self.version + 1, []
-        return Report(version=self.version, ref=ref(self.version))
-
-    def history(self):
-        return self.log
-
-
-@dataclass
-class Records:
-    """A sink that keeps everything."""
-
-    events: list[Event] = field(default_factory=list)
-    steps: list[StepRecord] = field(default_factory=list)
-    samples: list[SampleRecord] = field(default_factory=list)
-    evaluations: list[EvalRecord] = field(default_factory=list)
-    statuses: list[Status] = field(default_factory=list)
-
-    def event(self, record):
-        self.events.append(record)
-
-    def step(self, record):
-        self.steps.append(record)
-
-    def sample(self, record):
-        self.samples.append(record)
-
-    def evaluation(self, record):
-        self.evaluations.append(record)
-
-    def status(self, record):
-        self.statuses.append(record)
-
-    def close(self):
-        pass
+from freerun.schedule import Stream
+from freerun.types import Sampling
 
 
 def run(config, *, fails=0, reward=None, placement=None, prompts=PROMPTS, generators=1):
@@ -156,21 +48,6 @@ def run(config, *, fails=0, reward=None, placement=None, prompts=PROMPTS, genera
     return asyncio.run(asyncio.wait_for(go(), 60))
 
 
-def small(**changes):
-    return ControllerConfig(
-        **{
-            "steps": 12,
-            "groups": 3,
-            "group_size": 2,
-            "max_lag": 1,
-            "eval_every": 4,
-            "eval_prompts": 3,
-            "final_eval_prompts": 5,
-            **changes,
-        }
-    )
-
-
 @pytest.mark.parametrize("max_lag", [0, 1, 3])
 @pytest.mark.parametrize("schedule", ["serial", "threads"])
 def test_every_step_trains_its_items_once_and_within_the_lag_bound(max_lag, schedule):
@@ -179,9 +56,9 @@ def test_every_step_trains_its_items_once_and_within_the_lag_bound(max_lag, sche
     assert len(history) == 12
     assert all(len(taken) == 3 for _, taken, _, _ in history)
     assert len(items) == len(set(items))
-    assert max(lag for _, _, lags, _ in history for lag in lags) <= controller.admission.lag_bound
+    assert max(lag for _, _, lags, _ in history for lag in lags) <= controller.intake.admission.lag_bound
     assert [s.step for s in records.steps] == list(range(1, 13))
-    controller.admission.audit()
+    controller.intake.admission.audit()
 
 
 def test_lag_zero_trains_only_on_the_current_version():
@@ -207,14 +84,14 @@ def test_evaluations_happen_before_during_and_after_and_do_not_disturb_the_ledge
     controller, _, records = run(small())
     splits = [(e.split, e.step, e.count) for e in records.evaluations]
     assert splits == [("heldout", 0, 5), ("heldout-quick", 4, 3), ("heldout-quick", 8, 3), ("heldout", 12, 5)]
-    assert controller.admission.counts()["admitted"] == 36
+    assert controller.intake.admission.counts()["admitted"] == 36
 
 
 def test_a_failed_group_is_generated_again():
     controller, history, _ = run(small(final_eval_prompts=0, eval_every=0), fails=2)
     assert len(history) == 12
-    assert controller.admission.failures.total() >= 1
-    controller.admission.audit()
+    assert controller.intake.admission.failures.total() >= 1
+    controller.intake.admission.audit()
 
 
 def test_when_everything_fails_the_run_stops_and_names_the_last_failure():
@@ -229,10 +106,10 @@ def test_a_reward_that_is_not_finite_ends_the_run_with_the_rewarders_error():
 
 def test_uniform_groups_are_dropped_with_their_reason_and_replaced():
     controller, history, _ = run(small(skip_uniform=True, max_skips=2), reward=1.0)
-    counts = controller.admission.counts()
+    counts = controller.intake.admission.counts()
     assert len(history) == 12
     assert counts["dropped/uniform rewards"] > 0
-    controller.admission.audit()
+    controller.intake.admission.audit()
 
 
 def test_two_generators_share_the_load():
@@ -252,7 +129,7 @@ def test_a_micro_batch_larger_than_the_step_is_refused():
 
 
 def test_every_epoch_of_prompts_is_a_permutation_fixed_by_the_seed():
-    first, again, other = (PromptStream(PROMPTS, seed) for seed in (1, 1, 2))
+    first, again, other = (Stream(PROMPTS, seed) for seed in (1, 1, 2))
     epochs = [[first.at(e * 20 + i).uid for i in range(20)] for e in range(-1, 3)]
     assert all(sorted(epoch) == sorted(p.uid for p in PROMPTS) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4

@@ -23,7 +23,7 @@ replaced and never mutated."""
 
 Outputs = Mapping[str, Tensor]
 """What the networks give for a batch, with gradient: `logp` [B, T] always, `entropy` [B, T] and `values` [B, T] where a term
-names them in `outputs`."""
+names them in `outputs`. `values` are those of the states in which the tokens were chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,26 @@ class CreditFunction(Protocol):
     def __call__(self, group: Group, state: State, /) -> tuple[Tensor, State]: ...
 
 
+class Prepare(Protocol):
+    """Columns of a whole step, made or replaced from other columns of the whole step, once and before its first gradient: what
+    a group alone cannot say (whitening over the batch), or needs a network's values (GAE). Pure; rows are trajectories."""
+
+    def __call__(self, batch: Batch, state: State, /) -> Mapping[str, Tensor]: ...
+
+
+class Probe(Protocol):
+    """The state for the next optimiser step, from its whole minibatch and from what the networks give for it now, without
+    gradient. Pure. It costs a forward pass."""
+
+    def __call__(self, outputs: Outputs, batch: Batch, state: State, /) -> State: ...
+
+
 def _no_state() -> State:
     return {}
+
+
+def _never(state: State) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +108,14 @@ class Algorithm:
     group_baseline   True if `credit` compares siblings, so that a group of one carries no signal
     advantage_gates  True if every loss and its gradient is 0 where the advantage is 0: the trainer may then count such
                trajectories in the denominators without computing them
-    targets    pairs of online and target networks
+    reinforce_on_policy   True if at equal policies the gradient of the first term is that of REINFORCE on the column
+    `advantage` targets    pairs of online and target networks
     init       the initial state
     events     named moments ("batch_start", "optimizer_step", "iteration_end") to pure state updates
+    prepare    columns that take the whole step to make: `makes` are their names, `uses` those of the columns that it reads
+    probe      the state for one optimiser step, from a look at its minibatch
+    rebase     after each step: whether the reference policy becomes a copy of the policy as it is now
+    forget_moments   whether every step begins with an optimiser that has no history
     """
 
     name: str
@@ -101,9 +124,26 @@ class Algorithm:
     needs: frozenset[str]
     group_baseline: bool = False
     advantage_gates: bool = False
+    reinforce_on_policy: bool = True
     targets: tuple[Target, ...] = ()
     init: Callable[[], State] = _no_state
     events: Mapping[str, Callable[[State, Mapping[str, Metric]], State]] = field(default_factory=dict)
+    prepare: Prepare | None = None
+    uses: frozenset[str] = frozenset()
+    makes: frozenset[str] = frozenset()
+    probe: Probe | None = None
+    rebase: Callable[[State], bool] = _never
+    forget_moments: bool = False
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Every column that somebody has to give: what terms, masks and `prepare` read, but for what `prepare` adds."""
+        return (self.needs | {term.mask for term in self.terms}) - (self.makes - self.uses) | self.uses
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a value network belongs to the method."""
+        return any("value" in term.trains for term in self.terms)
 
 
 class AlgorithmConfig(Protocol):

@@ -50,6 +50,10 @@ class Placement(Protocol):
         its error is raised here."""
         ...
 
+    async def respawn(self, name: str) -> Handle:
+        """Start the executor `name`, which died, anew as it was first specified. Its old handle stays dead."""
+        ...
+
     def failures(self) -> AsyncIterator[str]:
         """Yield the name of each executor that died, within seconds of its death, each once."""
         ...

@@ -22,7 +22,9 @@ from freerun.config import nearest
 from freerun.errors import ConfigError
 from freerun.rewards.pool import RewardConfig
 from freerun.schedule import ControllerConfig
+from freerun.tasks import examples
 from freerun.tasks.base import TaskConfig
+from freerun.tasks.examples import ExamplesConfig
 from freerun.trainer.trainer import TrainerConfig
 from freerun.types import Sampling
 
@@ -62,10 +64,12 @@ class WeightsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmStartConfig:
-    """A supervised stage on the task's own solutions before RL, for models trained from scratch."""
+    """A supervised stage on demonstrations before RL."""
 
     algorithm: AlgorithmConfig
     """The supervised objective."""
+    examples: ExamplesConfig = field(default_factory=examples.Solutions)
+    """Where the demonstrations come from."""
     steps: int = 200
     """Optimiser steps."""
     batch: int = 64
@@ -108,6 +112,10 @@ class RunConfig:
     """The reward pool."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Optimiser, packing, precision."""
+    offline: ExamplesConfig | None = None
+    """A data set to train on in place of what generators make; they then only answer evaluations."""
+    experts: ExamplesConfig | None = None
+    """Where the demonstrations come from that `control.experts` adds to each step."""
     warm_start: WarmStartConfig | None = None
     """A supervised stage before RL, or none."""
     placement: PlacementConfig = field(default_factory=PlacementConfig)

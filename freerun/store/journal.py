@@ -48,7 +48,7 @@ class Journal:
             path.write_bytes(MAGIC)
             _flush_directory(path.parent)
         self._end = len(MAGIC)
-        for _, end in self._frames():
+        for _, end in _frames(path):
             self._end = end
         torn = path.stat().st_size - self._end
         self._file = path.open("r+b", buffering=0)
@@ -68,9 +68,8 @@ class Journal:
 
     def records(self) -> Iterator[Record]:
         """Every record, oldest first. Of an item that has several, the last one counts."""
-        for body, _ in self._frames():
-            head, _, payload = body.partition(b"\n")
-            yield Record(**json.loads(head), payload=payload)
+        for body, _ in _frames(self.path):
+            yield _record(body)
 
     def compact(self, keep: Callable[[int], bool]) -> None:
         """Leave only the records of items for which `keep` is true, in one atomic step. An item may go when it has ended in the
@@ -118,36 +117,48 @@ class Journal:
             ) from error
         self._end += len(data)
 
-    def _frames(self) -> Iterator[tuple[bytes, int]]:
-        """Whole frames as (body, offset of the end); stops before a torn one."""
-        with self.path.open("rb") as file:
-            size, end = os.fstat(file.fileno()).st_size, len(MAGIC)
-            if file.read(end) != MAGIC:
-                raise self._damage(0, "it does not begin as a journal does")
-            while size - end >= _FRAME.size:
-                header = file.read(_FRAME.size)
-                length, body_crc, header_crc = _FRAME.unpack(header)
-                if zlib.crc32(header[:8]) != header_crc:
-                    if any(header) or _any_byte(file):
-                        raise self._damage(end, "a frame's header is not what was written")
-                    return
-                end += _FRAME.size + length
-                if end > size:
-                    return
-                body = file.read(length)
-                if zlib.crc32(body) != body_crc:
-                    if end < size and _any_byte(file):
-                        raise self._damage(end - length, "a record is not what was written, and others follow it")
-                    return
-                yield body, end
 
-    def _damage(self, offset: int, what: str) -> CheckpointError:
-        return CheckpointError(
-            "the journal is damaged",
-            given=f"{self.path}, byte {offset}: {what}",
-            expected="a journal, whole but for its end",
-            todo="restore the file, or remove it: what was finished since the checkpoint is then generated again",
-        )
+def read(path: Path) -> list[Record]:
+    """Records of a journal that nobody writes to, oldest first. Raises `CheckpointError` if it is damaged before its end."""
+    return [_record(body) for body, _ in _frames(path)]
+
+
+def _record(body: bytes) -> Record:
+    head, _, payload = body.partition(b"\n")
+    return Record(**json.loads(head), payload=payload)
+
+
+def _frames(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Whole frames as (body, offset of the end); stops before a torn one."""
+    with path.open("rb") as file:
+        size, end = os.fstat(file.fileno()).st_size, len(MAGIC)
+        if file.read(end) != MAGIC:
+            raise _damage(path, 0, "it does not begin as a journal does")
+        while size - end >= _FRAME.size:
+            header = file.read(_FRAME.size)
+            length, body_crc, header_crc = _FRAME.unpack(header)
+            if zlib.crc32(header[:8]) != header_crc:
+                if any(header) or _any_byte(file):
+                    raise _damage(path, end, "a frame's header is not what was written")
+                return
+            end += _FRAME.size + length
+            if end > size:
+                return
+            body = file.read(length)
+            if zlib.crc32(body) != body_crc:
+                if end < size and _any_byte(file):
+                    raise _damage(path, end - length, "a record is not what was written, and others follow it")
+                return
+            yield body, end
+
+
+def _damage(path: Path, offset: int, what: str) -> CheckpointError:
+    return CheckpointError(
+        "the journal is damaged",
+        given=f"{path}, byte {offset}: {what}",
+        expected="a journal, whole but for its end",
+        todo="restore the file, or remove it: what was finished since the checkpoint is then generated again",
+    )
 
 
 def _any_byte(file: BinaryIO) -> bool:

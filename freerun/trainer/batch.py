@@ -4,6 +4,7 @@ Shapes: G trajectories of a group, T positions of a trajectory, A its action tok
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import pstdev
@@ -14,12 +15,12 @@ from torch import Tensor
 from freerun.algorithms.base import Algorithm, State
 from freerun.errors import DataError, StaleItem
 from freerun.ops.ratios import lag_counts
-from freerun.types import Batch, Group, Histogram, Max, Mean, Metric, Stop, Sum, Trajectory, merge_all
+from freerun.types import COLUMNS, Batch, Group, Histogram, Max, Mean, Metric, Source, Stop, Sum, Trajectory, merge_all
 
-PRODUCED = frozenset(
-    {"mask", "logp_behaviour", "logp_proximal", "logp_reference", "version", "lag", "advantage", "reward", "group"}
-)
-"""Columns that the trainer can give an algorithm."""
+PRODUCED = frozenset(COLUMNS) - {"returns"}
+"""Columns that the trainer can give an algorithm; values only with a critic, and what only `prepare` can make not at all."""
+VERSIONED = {Source.ROLLOUT, Source.RECALLED, Source.REPLAY}
+"""Sources whose tokens a version of this run produced."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,36 +31,45 @@ class Row:
     action_T: Tensor
     per_token: dict[str, Tensor]
     per_row: dict[str, float | int]
+    expert: bool = False
 
 
-def check_group(group: Group, *, version: int, max_lag: int | None) -> None:
+def check_group(group: Group, *, version: int, max_lag: int | None, max_age: int | None = None) -> None:
     """What admission and the actors promise, checked where it matters: right before training.
 
-    Raises `DataError` for a malformed group and `StaleItem` for a token that is older than `max_lag` allows, or newer than the
-    trainer.
+    Raises `DataError` for a malformed group and `StaleItem` for a token that is older than `max_lag` allows (`max_age`, for a
+    replayed one), or newer than the trainer, unless the update that made its version was lost in a crash.
     """
-    if len(group.trajectories) != len(group.rewards):
+    demonstrated = group.source is Source.EXPERT and not group.rewards
+    if len(group.trajectories) != len(group.rewards) and not demonstrated:
         raise _malformed(group, f"{len(group.trajectories)} trajectories, {len(group.rewards)} rewards", "one reward each")
     if not all(math.isfinite(reward.value) for reward in group.rewards):
         raise _malformed(group, f"rewards {[reward.value for reward in group.rewards]}", "finite rewards")
+    limit = max_age if group.source is Source.REPLAY else max_lag
     for index, trajectory in enumerate(group.trajectories):
         _check_trajectory(group, index, trajectory)
         version_A = trajectory.version_T[trajectory.action_T]
-        if not len(version_A):
+        if not len(version_A) or group.source not in VERSIONED:
             continue
         oldest, newest = int(version_A.min()), int(version_A.max())
-        if newest > version or oldest < 0 or (max_lag is not None and version - oldest > max_lag):
+        early = newest > version and group.source is not Source.RECALLED
+        if early or oldest < 0 or (limit is not None and version - oldest > limit):
             raise StaleItem(
                 f"item {group.item} (prompt '{group.prompt.uid}'), sample {index}, has tokens of the wrong age",
                 given=f"tokens of versions {oldest} to {newest}, trainer at version {version}",
-                expected="no token newer than the trainer" + ("" if max_lag is None else f", none older than lag {max_lag}"),
+                expected="no token newer than the trainer" + ("" if limit is None else f", none older than lag {limit}"),
                 todo="report this: admission makes it impossible, unless trainer.max_lag is below the lag bound of the run",
             )
 
 
 def rows_of(group: Group, index: int, algorithm: Algorithm, state: State, *, version: int) -> tuple[list[Row], State]:
     """Credit the group and list its trajectories that have action tokens. Raises `DataError` if the credit's shape is wrong."""
-    advantage_G, state = algorithm.credit(group, state)
+    expert = group.source is Source.EXPERT
+    if expert:
+        # Demonstrations have no siblings to be compared with: each is worth imitating.
+        advantage_G = torch.ones(len(group.trajectories))
+    else:
+        advantage_G, state = algorithm.credit(group, state)
     if advantage_G.shape[:1] != (len(group.trajectories),) or advantage_G.dim() > 2:
         raise DataError(
             f"the credit of algorithm '{algorithm.name}' has the wrong shape",
@@ -68,21 +78,37 @@ def rows_of(group: Group, index: int, algorithm: Algorithm, state: State, *, ver
             todo=f"correct the credit function of '{algorithm.name}'",
         )
     rows = []
-    for trajectory, reward, advantage in zip(group.trajectories, group.rewards, advantage_G.float(), strict=True):
-        action_T = trajectory.action_T
-        num = trajectory.num_actions
-        if num:
-            version_A = trajectory.version_T[action_T].long()
-            advantage_A = advantage.expand(num) if advantage.dim() == 0 else advantage[:num]
-            per_token = {
-                "logp_behaviour": trajectory.logp_T[action_T].float(),
-                "version": version_A,
-                "lag": version - version_A,
-                "advantage": advantage_A,
-            }
-            per_row = {"reward": reward.value, "group": index}
-            rows.append(Row(tokens_T=trajectory.tokens_T.long(), action_T=action_T, per_token=per_token, per_row=per_row))
+    for i, (trajectory, advantage) in enumerate(zip(group.trajectories, advantage_G.float(), strict=True)):
+        if not trajectory.num_actions:
+            continue
+        reward = group.rewards[i].value if group.rewards else math.nan
+        row = Row(
+            tokens_T=trajectory.tokens_T.long(),
+            action_T=trajectory.action_T,
+            per_token=_token_columns(group, trajectory, advantage, algorithm, version),
+            per_row={"group": index, **({"reward": reward} if group.rewards or expert else {})},
+            expert=expert,
+        )
+        rows.append(row)
     return rows, state
+
+
+def _token_columns(
+    group: Group, trajectory: Trajectory, advantage: Tensor, algorithm: Algorithm, version: int
+) -> dict[str, Tensor]:
+    """What is known of each action token. A column that nobody knows is left out, so that reading it is an error; but in a
+    batch whose terms keep demonstrations apart, theirs hold a place that no term looks at."""
+    action_T, num = trajectory.action_T, trajectory.num_actions
+    version_A, logp_A = trajectory.version_T[action_T].long(), trajectory.logp_T[action_T].float()
+    placed = group.source is Source.EXPERT and "mask_rollout" in algorithm.columns
+    columns = {"advantage": advantage.expand(num) if advantage.dim() == 0 else advantage[:num]}
+    if placed or not logp_A.isnan().any():
+        columns["logp_behaviour"] = logp_A
+    if group.source in VERSIONED:
+        columns |= {"version": version_A, "lag": version - version_A}
+    elif placed:
+        columns |= {"version": version_A, "lag": torch.zeros_like(version_A)}
+    return columns
 
 
 def split_silent(rows: Sequence[Row], algorithm: Algorithm) -> tuple[list[Row], list[Row]]:
@@ -91,43 +117,43 @@ def split_silent(rows: Sequence[Row], algorithm: Algorithm) -> tuple[list[Row], 
     return [r for r, s in zip(rows, silent, strict=True) if not s], [r for r, s in zip(rows, silent, strict=True) if s]
 
 
-def demonstration_rows(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Row]:
-    """Rows for supervised training from pairs of prompt tokens and response tokens."""
-    rows = []
-    for prompt, response in pairs:
-        action_T = torch.tensor([False] * len(prompt) + [True] * len(response))
-        per_token = {"advantage": torch.ones(len(response))}
-        rows.append(Row(tokens_T=torch.tensor([*prompt, *response]), action_T=action_T, per_token=per_token, per_row={}))
-    return rows
-
-
 def batch_of(rows: Sequence[Row], device: torch.device) -> Batch:
-    """The columns of `rows`, padded with zeros to the longest. No rows have a mask of no elements, and nothing else."""
+    """The columns that all `rows` have, padded with zeros to the longest. No rows have masks of no elements, and nothing
+    else."""
+    masks = ("mask", "mask_rollout", "mask_expert")
     if not rows:
-        return Batch({"mask": torch.zeros(0, 0, dtype=torch.bool, device=device)})
-    columns = {"mask": _padded([torch.ones(int(row.action_T.sum()), dtype=torch.bool) for row in rows], device)}
+        return Batch({name: torch.zeros(0, 0, dtype=torch.bool, device=device) for name in masks})
+    mask_BT = _padded([torch.ones(int(row.action_T.sum()), dtype=torch.bool) for row in rows], device)
+    expert_B1 = torch.tensor([[row.expert] for row in rows], device=device)
+    columns = dict(zip(masks, (mask_BT, mask_BT & ~expert_B1, mask_BT & expert_B1), strict=True))
     for name in rows[0].per_token:
-        columns[name] = _padded([row.per_token[name] for row in rows], device)
+        if all(name in row.per_token for row in rows):
+            columns[name] = _padded([row.per_token[name] for row in rows], device)
     for name in rows[0].per_row:
-        columns[name] = torch.tensor([row.per_row[name] for row in rows], device=device)
+        if all(name in row.per_row for row in rows):
+            columns[name] = torch.tensor([row.per_row[name] for row in rows], device=device)
     return Batch(columns)
 
 
 def data_metrics(groups: Sequence[Group], rows: Sequence[Row]) -> dict[str, Metric]:
     """What rewards, responses, advantages and lags of a part of the step add up to."""
+    demonstrated = [group for group in groups if group.source is Source.EXPERT]
+    trained = sum(t.num_actions for group in groups for t in group.trajectories)
+    groups = [group for group in groups if group.source is not Source.EXPERT]
     trajectories = [t for group in groups for t in group.trajectories]
     rewards = [[reward.value for reward in group.rewards] for group in groups]
     flat = [reward for group in rewards for reward in group]
     lengths = [t.num_actions for t in trajectories]
     versions = [t.newest_version - t.oldest_version + 1 for t, n in zip(trajectories, lengths, strict=True) if n]
     metrics: dict[str, Metric] = {
+        **{f"items/used/{source}": Sum(n) for source, n in Counter(g.source for g in (*groups, *demonstrated)).items()},
         "reward/mean": Mean(sum(flat), len(flat)),
         "reward/std": Mean(sum(pstdev(group) for group in rewards), len(rewards)),
         "reward/flat_groups": Mean(sum(max(group) == min(group) for group in rewards), len(rewards)),
         "response/length_mean": Mean(sum(lengths), len(lengths)),
         "response/length_max": Max(max(lengths, default=0)),
         "response/versions": Mean(sum(versions), len(versions)),
-        "tokens/trained": Sum(sum(lengths)),
+        "tokens/trained": Sum(trained),
         **{f"response/stop/{stop}": Mean(sum(t.stop == stop for t in trajectories), len(trajectories)) for stop in Stop},
     }
     parts: list[Mapping[str, Metric]] = [
@@ -139,17 +165,20 @@ def data_metrics(groups: Sequence[Group], rows: Sequence[Row]) -> dict[str, Metr
 
 
 def _token_metrics(rows: Sequence[Row]) -> dict[str, Metric]:
+    rows = [row for row in rows if not row.expert]
     if not rows:
         return {}
-    lag_N = torch.cat([row.per_token["lag"] for row in rows])
     advantage_N = torch.cat([row.per_token["advantage"] for row in rows])
-    return {
+    metrics: dict[str, Metric] = {
         "advantage/mean": Mean(float(advantage_N.sum()), len(advantage_N)),
         "advantage/abs_mean": Mean(float(advantage_N.abs().sum()), len(advantage_N)),
-        "lag/mean": Mean(float(lag_N.sum()), len(lag_N)),
-        "lag/max": Max(float(lag_N.max())),
-        "lag/tokens": Histogram(lag_counts(lag_N)),
     }
+    lags = [row.per_token["lag"] for row in rows if "lag" in row.per_token]
+    if lags:
+        lag_N = torch.cat(lags)
+        metrics["lag/mean"] = Mean(float(lag_N.sum()), len(lag_N))
+        metrics |= {"lag/max": Max(float(lag_N.max())), "lag/tokens": Histogram(lag_counts(lag_N))}
+    return metrics
 
 
 def _check_trajectory(group: Group, index: int, trajectory: Trajectory) -> None:
@@ -164,7 +193,8 @@ def _check_trajectory(group: Group, index: int, trajectory: Trajectory) -> None:
         raise _malformed(group, f"sample {index}: {wrong}", f"the shape of tokens_T, {tuple(shape)}")
     if len(shape) != 1 or (len(trajectory.action_T) and bool(trajectory.action_T[0])):
         raise _malformed(group, f"sample {index}: the first token is an action", "at least one token before the first action")
-    if not torch.isfinite(trajectory.logp_T).all():
+    known = group.source in VERSIONED or not trajectory.logp_T.isnan().all()
+    if known and not torch.isfinite(trajectory.logp_T).all():
         raise _malformed(group, f"sample {index}: a behaviour log-prob is not finite", "finite log-probs")
 
 

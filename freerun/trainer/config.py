@@ -63,10 +63,14 @@ class TrainerConfig:
     """Memory for logits: they are made for as many positions at a time as fit."""
     lora: LoraConfig | None = None
     """Train adapters in place of all weights."""
+    critic_lr_share: float = 1.0
+    """Learning rate of the critic, where the algorithm has one, as a multiple of the policy's."""
     temperature: float = 1.0
     """Temperature under which log-probs are taken; it must be that of sampling."""
     max_lag: int | None = None
     """Refuse tokens older than this, which admission makes impossible; none does not check."""
+    max_age: int | None = None
+    """The same for items that are replayed."""
     seed: int = 0
     """Seed of initial weights, adapters and the order of minibatches."""
 
@@ -85,7 +89,8 @@ class TrainerConfig:
             )
             >= 1,
             "temperature > 0": self.temperature > 0,
-            "max_lag >= 0": self.max_lag is None or self.max_lag >= 0,
+            "critic_lr_share > 0": self.critic_lr_share > 0,
+            "max_lag, max_age >= 0": min(self.max_lag or 0, self.max_age or 0) >= 0,
             "schedule is constant, linear or cosine": self.schedule in ("constant", "linear", "cosine"),
             "packing is tree or rows": self.packing in ("tree", "rows"),
             "dtype is auto, float32 or bfloat16": self.dtype in ("auto", "float32", "bfloat16"),

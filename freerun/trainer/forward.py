@@ -1,4 +1,4 @@
-"""The policy network as the trainer sees it: packs in, log-probs of their action tokens out, weights to publish.
+"""The networks as the trainer sees them: packs in, log-probs or values of their action tokens out, weights to publish.
 
 Weights are float32 masters. With bfloat16 compute, matrix products run under autocast (no second copy of the weights, gradients
 arrive in float32); the log-softmax is float32 always.
@@ -6,6 +6,7 @@ arrive in float32); the log-softmax is float32 always.
 Shapes: R rows, L positions, D width, U positions that predict, M action tokens, B trajectories, T action tokens of the longest.
 """
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
@@ -24,54 +25,41 @@ from freerun.trainer.packing import Pack
 
 
 class Predictions(NamedTuple):
-    """Log-probs of the action tokens and entropies where they were predicted, float32 [B, T]; 0 on padding."""
+    """Log-probs of the action tokens, entropies where they were predicted and, with a critic, the values of those states,
+    float32 [B, T]; 0 on padding."""
 
     logp_BT: Tensor
     entropy_BT: Tensor
+    values_BT: Tensor | None = None
 
 
-class Policy:
-    """A causal language model with the settings under which log-probs are taken.
+def outputs_of(predictions: Predictions) -> dict[str, Tensor]:
+    """Predictions under the names by which terms read them."""
+    values = {} if predictions.values_BT is None else {"values": predictions.values_BT}
+    return {"logp": predictions.logp_BT, "entropy": predictions.entropy_BT, **values}
 
-    Raises `ConfigError` at construction if the model cannot be used: its logits are not its last hidden states times its output
-    embedding (with a soft cap, if `final_logit_softcapping` says so), or it cannot take the attention mask of a tree.
+
+class Trunk:
+    """The layers of a causal language model without its head: packs in, hidden states out.
+
+    Raises `ConfigError` at construction if the model cannot take the attention mask of a tree, or cannot recompute activations
+    where that is asked for.
     """
 
-    def __init__(self, model: PreTrainedModel, config: TrainerConfig) -> None:
-        self.model, self.body, self.config = model, model.base_model, config
+    def __init__(self, body: PreTrainedModel, config: TrainerConfig) -> None:
+        self.body, self.config = body, config
         self.device = torch.device(config.device)
         self.dtype = resolve_dtype(config.dtype, config.device)
-        settings = model.config.to_dict()
-        self._softcap: float | None = settings.get("final_logit_softcapping")
+        settings = body.config.to_dict()
         self._window: int | None = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
-        self._chunk_rows = max(1, config.logit_megabytes * 2**20 // (4 * model.get_output_embeddings().weight.shape[0]))
         # Dropout would make the trainer disagree with the generator.
-        model.eval()
+        body.eval()
         if config.checkpoint_activations:
             self._checkpoint_activations()
         self._check_attention()
-        self._check_head()
 
-    def __call__(self, pack: Pack) -> Predictions:
-        """Gradients flow unless the caller switched them off."""
-        hidden_UD = self._hidden(pack)
-        logp_M, entropy_U = token_logps(
-            hidden_UD,
-            self.model.get_output_embeddings().weight,
-            pack.row_M.to(self.device),
-            pack.token_M.to(self.device),
-            temperature=self.config.temperature,
-            softcap=self._softcap,
-            chunk_rows=self._chunk_rows,
-            dtype=self.dtype,
-        )
-        slot_M, size = pack.slot_M.to(self.device), pack.shape_BT[0] * pack.shape_BT[1]
-        empty = logp_M.new_zeros(size)
-        logp = empty.index_copy(0, slot_M, logp_M)
-        entropy = empty.index_copy(0, slot_M, entropy_U[pack.row_M.to(self.device)])
-        return Predictions(logp.view(pack.shape_BT), entropy.view(pack.shape_BT))
-
-    def _hidden(self, pack: Pack) -> Tensor:
+    def hidden(self, pack: Pack) -> Tensor:
+        """Last hidden states [U, D] at the positions of `pack` that predict an action token."""
         mask = positions = None
         if pack.mask_NN is not None and pack.positions_RL is not None:
             self._check_window(pack.positions_RL)
@@ -86,11 +74,16 @@ class Policy:
             ).last_hidden_state
         return hidden_RLD.flatten(0, 1)[pack.predicts_U.to(self.device)]
 
+    def per_token(self, value_M: Tensor, pack: Pack) -> Tensor:
+        """Values of the pack's action tokens, as it lists them, in the shape of the batch [B, T]."""
+        size = pack.shape_BT[0] * pack.shape_BT[1]
+        return value_M.new_zeros(size).index_copy(0, pack.slot_M.to(self.device), value_M).view(pack.shape_BT)
+
     def _checkpoint_activations(self) -> None:
-        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        layers = [module for module in self.body.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
             raise ConfigError(
-                f"{type(self.model).__name__} has no layers that can recompute their activations",
+                f"{type(self.body).__name__} has no layers that can recompute their activations",
                 given="trainer.checkpoint_activations true",
                 expected="a model that transformers can checkpoint",
                 todo="--trainer.checkpoint-activations false",
@@ -101,7 +94,7 @@ class Policy:
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def _check_attention(self) -> None:
-        implementation = self.model.config._attn_implementation
+        implementation = self.body.config._attn_implementation
         if self.config.packing == "tree" and implementation not in ("sdpa", "eager"):
             raise ConfigError(
                 "tree packing needs an attention that takes a mask",
@@ -120,6 +113,37 @@ class Policy:
                 todo="--trainer.packing rows",
             )
 
+
+class Policy(Trunk):
+    """A causal language model with the settings under which log-probs are taken.
+
+    Raises `ConfigError` at construction if the model cannot be used: its logits are not its last hidden states times its output
+    embedding (with a soft cap, if `final_logit_softcapping` says so), or its trunk cannot be.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: TrainerConfig) -> None:
+        super().__init__(model.base_model, config)
+        self.model = model
+        model.eval()
+        self._softcap: float | None = model.config.to_dict().get("final_logit_softcapping")
+        self._chunk_rows = max(1, config.logit_megabytes * 2**20 // (4 * model.get_output_embeddings().weight.shape[0]))
+        self._check_head()
+
+    def __call__(self, pack: Pack) -> Predictions:
+        """Gradients flow unless the caller switched them off."""
+        row_M = pack.row_M.to(self.device)
+        logp_M, entropy_U = token_logps(
+            self.hidden(pack),
+            self.model.get_output_embeddings().weight,
+            row_M,
+            pack.token_M.to(self.device),
+            temperature=self.config.temperature,
+            softcap=self._softcap,
+            chunk_rows=self._chunk_rows,
+            dtype=self.dtype,
+        )
+        return Predictions(self.per_token(logp_M, pack), self.per_token(entropy_U[row_M], pack))
+
     @torch.no_grad()
     def _check_head(self) -> None:
         tokens_RL = torch.arange(1, 9, device=self.device)[None] % self.model.get_input_embeddings().weight.shape[0]
@@ -135,6 +159,24 @@ class Policy:
                 expected="logits = last hidden state @ output embedding, with or without final_logit_softcapping",
                 todo="use another model, or teach freerun/ops/logprobs.py what this one does (a bias? a scale?)",
             )
+
+
+class Critic(nn.Module):
+    """Values of the states in which tokens were chosen: a trunk of its own, which starts as a copy of the policy's, and a
+    linear head that starts at zero."""
+
+    def __init__(self, body: PreTrainedModel, config: TrainerConfig) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(body).requires_grad_(True)
+        self.head = nn.Linear(body.config.get_text_config().hidden_size, 1, device=config.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self._trunk = Trunk(self.body, config)
+
+    def forward(self, pack: Pack) -> Tensor:
+        """Values [B, T], float32; 0 on padding. Gradients flow unless the caller switched them off."""
+        value_U = self.head(self._trunk.hidden(pack).float()).squeeze(-1)
+        return self._trunk.per_token(value_U[pack.row_M.to(self._trunk.device)], pack)
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -16,20 +16,12 @@ from freerun.algorithms.base import AlgorithmConfig, State, Term
 from freerun.errors import ConfigError, Diverged
 from freerun.models.base import ModelConfig
 from freerun.trainer import state as files
-from freerun.trainer.batch import (
-    PRODUCED,
-    Row,
-    batch_of,
-    check_group,
-    data_metrics,
-    demonstration_rows,
-    rows_of,
-    split_silent,
-)
+from freerun.trainer.batch import PRODUCED, Row, batch_of, check_group, data_metrics, rows_of, split_silent
 from freerun.trainer.config import LoraConfig, TrainerConfig
-from freerun.trainer.learner import Learner, NotFinite
+from freerun.trainer.examples import group_of
+from freerun.trainer.learner import CURRENT, FROZEN, Learner, NotFinite, give
 from freerun.trainer.update import GradientSum, check_algorithm, due, global_counts, share_a_count
-from freerun.types import Group, Mean, Metric, Prompt, Sampling, WeightsRef, merge_all
+from freerun.types import Example, Group, Mean, Metric, Sampling, WeightsRef, merge_all
 from freerun.weights.channel import Publisher
 
 __all__ = ["AccumulateReport", "LoraConfig", "StepReport", "TrainerConfig", "TrainerExecutor", "check"]
@@ -92,7 +84,7 @@ class TrainerExecutor:
         check_algorithm(self._algorithm, PRODUCED)
         self._config, self._directory = config, directory
         self._model = model.build(dtype="float32", device=config.device, seed=config.seed)
-        self._learner = Learner(self._model.model, config)
+        self._learner = Learner(self._model.model, config, critic=self._algorithm.has_critic)
         self._warm: torch.optim.Optimizer | None = None
         self._publisher = publisher()
         self._pinned: frozenset[int] = frozenset()
@@ -106,21 +98,23 @@ class TrainerExecutor:
     # --- one step ------------------------------------------------------------------------------------------------------------
 
     def start(self) -> WeightsRef:
-        """Publish the current weights: version 0, or the one that was loaded. The optimiser of `warm_start` is forgotten, and a
-        reference policy, if the algorithm wants one, is frozen here."""
+        """Publish the current weights: version 0, or the one that was loaded. The optimiser of `warm_start` is forgotten, and
+        frozen policies that the algorithm wants are frozen here."""
         self._warm = None
-        if "logp_reference" in self._algorithm.needs and self._learner.reference is None:
-            self._learner.freeze_reference()
+        for column, name in FROZEN.items():
+            if column in self._algorithm.columns and name not in self._learner.frozen:
+                self._learner.freeze(name)
         return self._publisher.publish(self.version, self._learner.published())
 
-    def accumulate(self, groups: Sequence[Group]) -> AccumulateReport:
-        """Take groups of the current step. Where the algorithm allows, micro-batches that are full run now.
+    def accumulate(self, items: Sequence[Group | Example]) -> AccumulateReport:
+        """Take items of the current step. Where the algorithm allows, micro-batches that are full run now.
 
-        Raises `DataError` or `StaleItem` for groups that must not be trained on, before any of them is; `Diverged` for a loss
+        Raises `DataError` or `StaleItem` for items that must not be trained on, before any of them is; `Diverged` for a loss
         that is not finite.
         """
+        groups = [group_of(item, self._model) if isinstance(item, Example) else item for item in items]
         for group in groups:
-            check_group(group, version=self.version, max_lag=self._config.max_lag)
+            check_group(group, version=self.version, max_lag=self._config.max_lag, max_age=self._config.max_age)
         if not self._groups:
             self._fire("batch_start", {})
             self._loss_state = self._state
@@ -148,6 +142,9 @@ class TrainerExecutor:
     def finish_step(self, keep: Iterable[int] = ()) -> StepReport:
         """Finish the step: optimiser steps, and version v + 1, published. Versions in `keep` stay readable, those that an
         earlier step kept and this one does not are let go. Raises `Diverged` for a loss or a gradient that is not finite."""
+        if self._algorithm.forget_moments:
+            self._learner.optimizer.state.clear()
+        before = self._learner.policy_now() if "previous" in self._learner.frozen else None
         with self._saving_what_is_not_finite():
             if self._streams():
                 for pack in self._learner.packs(self._rows):
@@ -162,20 +159,23 @@ class TrainerExecutor:
         seconds, computed = self._learner.take_records()
         metrics = merge_all(self._records) | computed
         self._fire("iteration_end", metrics)
+        if before is not None:
+            self._learner.frozen["previous"] = before
+        if self._algorithm.rebase(self._state):
+            self._learner.freeze("reference")
         self._begin_step()
         return StepReport(self.version, ref, metrics, seconds)
 
-    def warm_start(self, pairs: Sequence[tuple[Prompt, str]], algorithm: AlgorithmConfig, lr: float) -> Mapping[str, Metric]:
-        """One supervised step, before `start`, on (prompt, response) pairs; the end-of-sequence token closes each response. It
-        has an optimiser of its own, makes no version and leaves the algorithm of the run alone. Raises `Diverged` like any
-        step."""
-        built, model = algorithm.build(), self._model
-        check_algorithm(built, frozenset({"mask", "advantage"}))
+    def warm_start(self, examples: Sequence[Example], algorithm: AlgorithmConfig, lr: float) -> Mapping[str, Metric]:
+        """One supervised step, before `start`, on demonstrations. It has an optimiser of its own, makes no version and leaves
+        the algorithm of the run alone. Raises `Diverged` like any step."""
+        built = algorithm.build()
+        authors = {"logp_behaviour"} if all(example.logps for example in examples) else set()
+        check_algorithm(built, frozenset({"mask", *authors}))
         self._warm = self._warm or self._learner.new_optimizer()
-        # What a tokenizer puts in front of any text belongs in front of the prompt, not of the response; and models with
-        # several end tokens add the one that ends a turn last.
-        skip, end = len(model.tokenizer.encode("")), max(model.eos)
-        rows = demonstration_rows([(model.encode(p), [*model.tokenizer.encode(text)[skip:], end]) for p, text in pairs])
+        rows: list[Row] = []
+        for index, example in enumerate(examples):
+            rows += rows_of(group_of(example, self._model), index, built, built.init(), version=self.version)[0]
         counts = global_counts(built.terms, batch_of(rows, self._learner.policy.device))
         gradient = GradientSum(built, built.terms, built.init(), counts)
         with self._saving_what_is_not_finite():
@@ -205,7 +205,7 @@ class TrainerExecutor:
         random_state = {"cpu": torch.get_rng_state()}
         if learner.policy.device.type == "cuda":
             random_state["cuda"] = torch.cuda.get_rng_state(learner.policy.device)
-        counters = {"version": self.version, "num_updates": self._num_updates, "reference": learner.reference is not None}
+        counters = {"version": self.version, "num_updates": self._num_updates, "frozen": sorted(learner.frozen)}
         files.save_values(path, "trainer", {**counters, "algorithm": self._state_before_step, "random": random_state})
 
     def load(self, directory: str | Path) -> int:
@@ -213,8 +213,8 @@ class TrainerExecutor:
         files are not all there or do not fit the config."""
         path, learner = Path(directory), self._learner
         values = files.load_values(path, "trainer")
-        if values["reference"] and learner.reference is None:
-            learner.freeze_reference()
+        for name in values["frozen"]:
+            learner.freeze(name)
         files.load_networks(path, learner.networks())
         files.load_optimizer(path / "optimizer.safetensors", learner.optimizer, learner.trained)
         self.version, self._num_updates, self._state = values["version"], values["num_updates"], values["algorithm"]
@@ -241,24 +241,39 @@ class TrainerExecutor:
 
     def _streams(self) -> bool:
         """True if micro-batches may run before the step is complete."""
-        return self._config.minibatches * self._config.epochs == 1 and share_a_count(self._due())
+        once = self._config.minibatches * self._config.epochs == 1
+        return once and share_a_count(self._due()) and self._algorithm.prepare is None and self._algorithm.probe is None
 
     def _minibatches(self) -> None:
-        """The step when all of its groups have to be there: several optimiser steps, or terms with different denominators."""
-        config, learner = self._config, self._learner
-        several = config.minibatches * config.epochs > 1
-        loud, _ = split_silent(self._rows, self._algorithm)
-        learner.fix_columns(loud, proximal=several and "logp_proximal" in self._algorithm.needs)
+        """The step when all of its groups have to be there: several optimiser steps, terms with different denominators, columns
+        made from the whole, or a look at it before the update."""
+        learner, algorithm = self._learner, self._algorithm
+        self._fix_columns()
         for index, chosen in enumerate(self._parts()):
             rows = [row for row in self._rows if row.per_row["group"] in chosen]
-            loud, silent = split_silent(rows, self._algorithm)
+            loud, silent = split_silent(rows, algorithm)
+            if algorithm.probe is not None:
+                outputs, batch = learner.look(loud, sorted({name for term in self._due() for name in term.outputs}))
+                self._loss_state = self._state = algorithm.probe(outputs, batch, self._loss_state) if loud else self._loss_state
             counts = global_counts(self._due(), batch_of(rows, learner.policy.device))
-            gradient = GradientSum(self._algorithm, self._due(), self._loss_state, counts)
+            gradient = GradientSum(algorithm, self._due(), self._loss_state, counts)
             gradient.add_silent(batch_of(silent, learner.policy.device))
             for pack in learner.packs(loud):
-                learner.backward(pack, loud, gradient, self._algorithm, before_update=index == 0)
+                learner.backward(pack, loud, gradient, algorithm, before_update=index == 0)
             self._apply(gradient)
             self._loss_state = self._state
+
+    def _fix_columns(self) -> None:
+        """Give the rows of the step what has to be made before its first update."""
+        algorithm, learner = self._algorithm, self._learner
+        several = self._config.minibatches * self._config.epochs > 1
+        wanted = set(FROZEN) | (set(CURRENT) if several else set(CURRENT) & algorithm.uses)
+        rows = self._rows if algorithm.prepare is not None else split_silent(self._rows, algorithm)[0]
+        learner.fix_columns(rows, wanted & algorithm.columns)
+        if algorithm.prepare is not None and rows:
+            batch = batch_of(rows, learner.policy.device).read_by(f"algorithm '{algorithm.name}'")
+            for name, value_BT in algorithm.prepare(batch, self._loss_state).items():
+                give(rows, range(len(rows)), name, value_BT)
 
     def _parts(self) -> Iterator[frozenset[int]]:
         """The groups of each minibatch, over all epochs, in an order that follows from seed and version alone."""

@@ -17,11 +17,13 @@ from freerun.algorithms.base import Algorithm, State, Term
 from freerun.errors import ConfigError
 from freerun.ops.ratios import RatioSums, mismatch, ratio_sums
 from freerun.ops.reduce import count, element_weights, means, weighted_sum
-from freerun.trainer.forward import Predictions
+from freerun.trainer.forward import Predictions, outputs_of
 from freerun.types import Batch, Mean, Metric, merge_all
 
-OUTPUTS = frozenset({"logp", "entropy"})
-"""What a causal language model gives a term."""
+OUTPUTS = frozenset({"logp", "entropy", "values"})
+"""What the networks of a language model give a term."""
+NETWORKS = frozenset({"policy", "value"})
+"""What a term can train."""
 EVENTS = frozenset({"batch_start", "optimizer_step", "iteration_end"})
 """Moments at which an algorithm's state may change."""
 
@@ -37,12 +39,14 @@ def share_a_count(terms: Iterable[Term]) -> bool:
 
 
 def check_algorithm(algorithm: Algorithm, produced: frozenset[str]) -> None:
-    """Raises `ConfigError` if the algorithm asks for something that this trainer does not do."""
+    """Raises `ConfigError` if the algorithm asks for something that this trainer does not do. Values come from a critic, and
+    there is one if a term trains it."""
+    absent = set() if algorithm.has_critic else {"values"}
     asked = {
-        "batch columns": (algorithm.needs | {term.mask for term in algorithm.terms}, produced),
-        "networks": ({name for term in algorithm.terms for name in term.trains}, {"policy"}),
+        "batch columns": (algorithm.columns, produced - absent),
+        "networks": ({name for term in algorithm.terms for name in term.trains}, NETWORKS),
         "target networks": ({target.target for target in algorithm.targets}, set()),
-        "network outputs": ({name for term in algorithm.terms for name in term.outputs}, OUTPUTS),
+        "network outputs": ({name for term in algorithm.terms for name in term.outputs}, OUTPUTS - absent),
         "events": (set(algorithm.events), EVENTS),
     }
     for what, (wanted, known) in asked.items():
@@ -90,8 +94,7 @@ class GradientSum:
 
         `before_update` says that these predictions come from the policy that the step began with.
         """
-        logp_BT, mask_BT = predictions.logp_BT, batch["mask"]
-        outputs = {"logp": logp_BT, "entropy": predictions.entropy_BT}
+        logp_BT, mask_BT, outputs = predictions.logp_BT, batch["mask"], outputs_of(predictions)
         total = logp_BT.new_zeros(())
         for term in self._terms:
             term_mask_BT = batch[term.mask]
@@ -104,9 +107,10 @@ class GradientSum:
             self._records.append({f"loss/{term.name}": Mean(number, share), **_named(result.metrics)})
         self._records.append(means(mask_BT, entropy=predictions.entropy_BT))
         if "logp_behaviour" in batch:
-            self._ratios += ratio_sums(logp_BT, batch["logp_behaviour"], mask_BT)
-            if before_update:
-                self._records.append(mismatch(logp_BT, batch["logp_behaviour"], batch["lag"], mask_BT))
+            sampled_BT = batch.get("mask_rollout", mask_BT)
+            self._ratios += ratio_sums(logp_BT, batch["logp_behaviour"], sampled_BT)
+            if before_update and "lag" in batch:
+                self._records.append(mismatch(logp_BT, batch["logp_behaviour"], batch["lag"], sampled_BT))
         return total
 
 

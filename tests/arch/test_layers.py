@@ -16,6 +16,7 @@ LAYERS = {
     **dict.fromkeys(["algorithms", "store", "weights", "models", "rewards"], 2),
     **dict.fromkeys(["actors", "trainer", "placement"], 3),
     **dict.fromkeys(["controller", "schedule", "tracker", "checkpoint", "evaluate", "metrics"], 4),
+    **dict.fromkeys(["loops", "intake", "replay", "encoding"], 4),
     **dict.fromkeys(["rundir", "environment", "runlock"], 4),
     **dict.fromkeys(["cli", "launch", "tasks", "recipes", "claims", "plan", "watch"], 5),
 }
@@ -122,7 +123,7 @@ def homelessness(module: Module, found: Import) -> str | None:
         return "the maths needs torch only"
     if module.part == "store" and package == "torch" and not found.typing:
         return "the store decides about items, it holds no tensors"
-    if layer == 4 and package == "torch" and module.part != "checkpoint":
+    if layer == 4 and package == "torch" and module.part != "encoding":
         return "the control layer holds no tensors"
     homes = next((HOMES[name] for name in (found.target, package) if name in HOMES), None)
     if homes is None:

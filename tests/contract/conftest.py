@@ -45,11 +45,12 @@ def variants_of(module: ModuleType) -> dict[str, object]:
 VARIANTS = {
     f"{module.__name__.rsplit('.', 1)[1]}-{name}": config for module in MODULES for name, config in variants_of(module).items()
 }
-POLICY_GRADIENT = {name: config for name, config in VARIANTS.items() if "advantage" in config.build().needs}
+POLICY_GRADIENT = {name: config for name, config in VARIANTS.items() if config.build().reinforce_on_policy}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`module` runs over algorithm files, `config` over their variants, `policy_gradient` over those that read advantages."""
+    """`module` runs over algorithm files, `config` over their variants, `policy_gradient` over those that say they are
+    REINFORCE on-policy."""
     for argument, values in {
         "module": {module.__name__.rsplit(".", 1)[1]: module for module in MODULES},
         "config": VARIANTS,
@@ -80,13 +81,18 @@ class Toy:
         self.tokens_BT = torch.randint(self.num_tokens, shape, generator=make)
         logp_BT = self.outputs(self.parameters)["logp"]
         lag_BT = torch.randint(4, shape, generator=make)
+        mask_BT = torch.arange(shape[1]) < torch.tensor(self.lengths)[:, None]
+        expert_B1 = (torch.arange(shape[0]) % 4 == 1)[:, None]
         self.batch = Batch(
             {
-                "mask": torch.arange(shape[1]) < torch.tensor(self.lengths)[:, None],
+                "mask": mask_BT,
+                "mask_rollout": mask_BT & ~expert_B1,
+                "mask_expert": mask_BT & expert_B1,
                 "logp_behaviour": logp_BT + 0.4 * normal(*shape),
                 "logp_proximal": logp_BT + 0.2 * normal(*shape),
                 "logp_reference": logp_BT + 0.4 * normal(*shape),
-                "entropy_behaviour": normal(*shape).abs(),
+                "logp_previous": logp_BT + 0.1 * normal(*shape),
+                "entropy_proximal": normal(*shape).abs(),
                 "version": 5 - lag_BT,
                 "lag": lag_BT,
                 "advantage": normal(shape[0], 1).expand(shape).clone(),
@@ -94,7 +100,7 @@ class Toy:
                 "group": torch.arange(shape[0]) // 4,
                 "values": normal(*shape),
                 "returns": normal(*shape),
-                "expert": torch.arange(shape[0]) % 2 == 0,
+                "value_reference": normal(shape[0]),
             }
         )
 
@@ -111,12 +117,29 @@ class Toy:
     def on_policy(self) -> Batch:
         """The batch as if behaviour, proximal, reference and current policy were one."""
         logp_BT = self.outputs(self.parameters)["logp"]
-        return self.batch.with_columns(logp_behaviour=logp_BT, logp_proximal=logp_BT, logp_reference=logp_BT)
+        policies = ("logp_behaviour", "logp_proximal", "logp_reference", "logp_previous")
+        return self.batch.with_columns(**dict.fromkeys(policies, logp_BT))
+
+
+def prepared(algorithm: Algorithm, batch: Batch) -> Batch:
+    """`batch`, a whole step, with the columns that the algorithm makes of it."""
+    return batch if algorithm.prepare is None else batch.with_columns(**algorithm.prepare(batch, algorithm.init()))
+
+
+def probed(algorithm: Algorithm, micro_batches: list[tuple[dict[str, Tensor], Batch]]) -> dict:
+    """The algorithm's state for a step, after its look at the whole of it."""
+    state = algorithm.init()
+    if algorithm.probe is None:
+        return state
+    names = {name for term in algorithm.terms for name in term.outputs}
+    outputs = {name: torch.cat([outputs[name].detach() for outputs, _ in micro_batches]) for name in names}
+    columns = {name: torch.cat([batch[name] for _, batch in micro_batches]) for name in micro_batches[0][1]}
+    return algorithm.probe(outputs, Batch(columns), state)
 
 
 def step_loss(algorithm: Algorithm, micro_batches: list[tuple[dict[str, Tensor], Batch]]) -> tuple[Tensor, dict]:
     """What a trainer minimises in one step over `micro_batches` (outputs and columns), and the merged metrics."""
-    state, total, records = algorithm.init(), torch.zeros((), dtype=torch.float64), []
+    state, total, records = probed(algorithm, micro_batches), torch.zeros((), dtype=torch.float64), []
     for term in algorithm.terms:
         loss_sum, num = torch.zeros((), dtype=torch.float64), torch.zeros(())
         for outputs, batch in micro_batches:
@@ -132,6 +155,7 @@ def step_gradient(algorithm: Algorithm, toy: Toy, batch: Batch, num_micro_batche
     """Gradient of a step with respect to the toy's parameters, its rows cut into `num_micro_batches`."""
     parameters = toy.parameters.clone().requires_grad_()
     parts = torch.arange(len(toy.lengths)).chunk(num_micro_batches)
+    batch = prepared(algorithm, batch)
     step_loss(algorithm, [(toy.outputs(parameters, rows), batch.rows(rows)) for rows in parts])[0].backward()
     return parameters.grad
 
@@ -162,4 +186,11 @@ def toy() -> Toy:
 @pytest.fixture(scope="session")
 def tools() -> SimpleNamespace:
     """The functions above, for test modules."""
-    return SimpleNamespace(step_loss=step_loss, step_gradient=step_gradient, group_of=group_of, variants=VARIANTS)
+    return SimpleNamespace(
+        step_loss=step_loss,
+        step_gradient=step_gradient,
+        prepared=prepared,
+        probed=probed,
+        group_of=group_of,
+        variants=VARIANTS,
+    )

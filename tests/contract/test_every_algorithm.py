@@ -108,30 +108,36 @@ def test_metrics_of_micro_batches_merge_to_those_of_the_whole(config, toy, tools
 
 def test_needs_are_the_columns_that_are_read(config, toy):
     algorithm, read = config.build(), set()
+    used, looked = Recorded(toy.batch), Recorded(toy.batch)
+    made = algorithm.prepare(used, algorithm.init()) if algorithm.prepare else {}
+    outputs, state = toy.outputs(toy.parameters), algorithm.init()
+    if algorithm.probe:
+        state = algorithm.probe({name: value.detach() for name, value in outputs.items()}, looked, state)
     for term in algorithm.terms:
-        batch = Recorded(toy.batch)
-        term.loss(toy.outputs(toy.parameters), batch, algorithm.init())
+        batch = Recorded(toy.batch.with_columns(**made))
+        term.loss(outputs, batch, state)
         read |= batch.read | {term.mask}
-    assert read == algorithm.needs
-    assert algorithm.needs <= set(COLUMNS)
+    assert read | looked.read == algorithm.needs
+    assert used.read == algorithm.uses
+    assert set(made) == algorithm.makes
+    assert algorithm.needs | algorithm.uses | algorithm.makes <= set(COLUMNS)
 
 
-def test_outputs_are_those_that_are_read(config, toy):
+def test_outputs_are_those_that_are_read(config, toy, tools):
     algorithm = config.build()
+    state = tools.probed(algorithm, [(toy.outputs(toy.parameters), toy.batch)])
     for term in algorithm.terms:
         outputs = Recorded(toy.outputs(toy.parameters))
-        term.loss(outputs, toy.batch, algorithm.init())
+        term.loss(outputs, toy.batch, state)
         assert outputs.read == set(term.outputs)
 
 
-def test_a_missing_column_is_an_error_that_names_it(config, toy):
-    algorithm = config.build()
-    for missing in sorted(algorithm.needs):
+def test_a_missing_column_is_an_error_that_names_it(config, toy, tools):
+    algorithm, outputs = config.build(), toy.outputs(toy.parameters)
+    for missing in sorted(algorithm.columns):
         batch = Batch({name: column for name, column in toy.batch.items() if name != missing}, reader=algorithm.name)
         with pytest.raises(KeyError, match=missing):
-            for term in algorithm.terms:
-                term.loss(toy.outputs(toy.parameters), batch, algorithm.init())
-                batch[term.mask]
+            tools.step_loss(algorithm, [(outputs, tools.prepared(algorithm, batch))])
 
 
 def test_a_policy_gradient_reduces_to_reinforce_when_all_policies_are_one(policy_gradient, toy, tools):

@@ -33,6 +33,7 @@ class FakeLanguageModel:
     model: PreTrainedModel
     tokenizer: Letters = field(default_factory=Letters)
     eos: frozenset[int] = frozenset({1})
+    context: int = 64
 
     def encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt.content)
@@ -209,3 +210,8 @@ def make_trainer(network) -> Callable[..., TrainerExecutor]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session", name="compared_with")
+def comparing_algorithm() -> Callable[[str], Reinforce]:
+    return compared_with

@@ -102,7 +102,7 @@ def test_terms_share_a_count_if_they_share_mask_and_reduction() -> None:
     a = loss_of("a")
     assert share_a_count([]) and share_a_count([a, replace(a, name="b", weight=2.0)])
     assert not share_a_count([a, replace(a, reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN)])
-    assert not share_a_count([a, replace(a, mask="expert")])
+    assert not share_a_count([a, replace(a, mask="mask_expert")])
 
 
 def test_gradients_are_divided_then_clipped() -> None:
@@ -126,8 +126,8 @@ def test_small_gradients_are_not_enlarged_and_clipping_can_be_off() -> None:
     ("changes", "message"),
     [
         ({"needs": frozenset({"mask", "values"})}, "batch columns that this trainer does not have: values"),
-        ({"terms": (replace(loss_of("a"), mask="expert"),)}, "batch columns that this trainer does not have: expert"),
-        ({"terms": (replace(loss_of("a"), trains=("value",)),)}, "networks that this trainer does not have: value"),
+        ({"terms": (replace(loss_of("a"), mask="returns"),)}, "batch columns that this trainer does not have: returns"),
+        ({"terms": (replace(loss_of("a"), trains=("world",)),)}, "networks that this trainer does not have: world"),
         ({"terms": (replace(loss_of("a"), outputs=("logp", "values")),)}, "network outputs that .* values"),
         ({"targets": (Target(online="policy", target="slow", rate=0.1),)}, "target networks that .* slow"),
         ({"events": {"full_moon": lambda state, metrics: state}}, "events that .* full_moon"),

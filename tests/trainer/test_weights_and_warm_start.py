@@ -9,7 +9,7 @@ from freerun.algorithms.language import aipo, sft
 from freerun.errors import ConfigError, WeightsError
 from freerun.trainer.config import LoraConfig
 from freerun.trainer.forward import load_weights, named_weights
-from freerun.types import Prompt
+from freerun.types import Example, Prompt, Source
 from freerun.weights import inprocess
 
 
@@ -100,12 +100,15 @@ def test_lora_works_beside_recomputed_activations(make_trainer, group) -> None:
 
 # --- warm start --------------------------------------------------------------------------------------------------------------
 
-PAIRS = [(Prompt("a", "2+2="), "4"), (Prompt("b", "10+7="), "17")]
+DEMONSTRATIONS = [
+    Example(uid="a", prompt=Prompt("a", "2+2="), responses=("4",), source=Source.EXPERT),
+    Example(uid="b", prompt=Prompt("b", "10+7="), responses=("17",), source=Source.EXPERT),
+]
 
 
 def test_a_warm_start_learns_the_demonstrations_without_making_a_version(make_trainer) -> None:
     trainer = make_trainer()
-    losses = [trainer.warm_start(PAIRS, sft.Config(), 1e-2)["loss/nll"].value for _ in range(20)]
+    losses = [trainer.warm_start(DEMONSTRATIONS, sft.Config(), 1e-2)["loss/nll"].value for _ in range(20)]
     assert losses[-1] < 0.1 * losses[0]
     assert trainer.version == 0 and trainer._num_updates == 0
     assert trainer.start().version == 0
@@ -113,9 +116,10 @@ def test_a_warm_start_learns_the_demonstrations_without_making_a_version(make_tr
 
 def test_a_demonstration_is_prompt_response_and_end(make_trainer, network, naive_logps) -> None:
     trainer = make_trainer()
-    loss = trainer.warm_start(PAIRS, sft.Config(), 1e-6)["loss/nll"].value
+    loss = trainer.warm_start(DEMONSTRATIONS, sft.Config(), 1e-6)["loss/nll"].value
     logps = []
-    for prompt, response in PAIRS:
+    for example in DEMONSTRATIONS:
+        prompt, response = example.prompt, example.responses[0]
         # 63 is what this tokenizer puts in front of any text, 1 is the end of sequence.
         tokens_T = torch.tensor([63, *(ord(c) % 60 for c in prompt.content), *(ord(c) % 60 for c in response), 1])
         logps.append(naive_logps(network, tokens_T)[len(prompt.content) :])
@@ -124,7 +128,7 @@ def test_a_demonstration_is_prompt_response_and_end(make_trainer, network, naive
 
 def test_rl_starts_with_a_fresh_optimiser(make_trainer, group) -> None:
     trainer = make_trainer()
-    trainer.warm_start(PAIRS, sft.Config(), 1e-2)
+    trainer.warm_start(DEMONSTRATIONS, sft.Config(), 1e-2)
     assert not trainer._learner.optimizer.state
     trainer.start()
     step(trainer, [group(0)])
@@ -132,5 +136,7 @@ def test_rl_starts_with_a_fresh_optimiser(make_trainer, group) -> None:
 
 
 def test_only_a_supervised_algorithm_can_warm_start(make_trainer) -> None:
-    with pytest.raises(ConfigError, match="'aipo' asks for batch columns that this trainer does not have: logp_behaviour"):
-        make_trainer().warm_start(PAIRS, aipo.Config(), 1e-3)
+    with pytest.raises(
+        ConfigError, match="'aipo' asks for batch columns that this trainer does not have: advantage, logp_behaviour"
+    ):
+        make_trainer().warm_start(DEMONSTRATIONS, aipo.Config(), 1e-3)

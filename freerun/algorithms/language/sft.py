@@ -35,7 +35,7 @@ class Config:
 
     def build(self) -> Algorithm:
         term = Term(name="nll", loss=partial(nll_loss, config=self), reduction=Reduction(self.reduction))
-        return Algorithm(name="sft", credit=credit, terms=(term,), needs=frozenset({"mask"}))
+        return Algorithm(name="sft", credit=credit, terms=(term,), needs=frozenset({"mask"}), reinforce_on_policy=False)
 
 
 def credit(group: Group, state: State) -> tuple[Tensor, State]:

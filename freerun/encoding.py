@@ -1,0 +1,75 @@
+"""Groups as bytes, for the journal and for checkpoints: a line of JSON, then the columns of each trajectory, little-endian.
+
+Nothing that runs code when read. A group comes back bit for bit; its prompt is not in it, because the run draws prompts in an
+order that it can repeat.
+
+Shapes: T positions of a trajectory.
+"""
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freerun.types import CachePolicy, Group, Prompt, RewardResult, Source, Stop, Trajectory
+
+_COLUMNS = (("tokens_T", torch.int32), ("action_T", torch.uint8), ("logp_T", torch.float32), ("version_T", torch.int32))
+
+
+def encode_group(group: Group) -> bytes:
+    """A group as bytes, without its prompt. Token ids fit into 32 bits."""
+    head = {
+        "source": group.source,
+        "trajectories": [
+            {"length": len(t.tokens_T), "text": t.text, "stop": t.stop, "cache": t.cache_policy} for t in group.trajectories
+        ],
+        "rewards": [{"value": r.value, "parts": dict(r.parts), "info": dict(r.info)} for r in group.rewards],
+    }
+    body = b"".join(
+        column.to(dtype).numpy().tobytes()
+        for t in group.trajectories
+        for column, dtype in zip(_columns(t), _types(), strict=True)
+    )
+    return json.dumps(head).encode() + b"\n" + body
+
+
+def decode_group(data: bytes, item: int, prompt: Prompt, *, source: Source | None = None) -> Group:
+    """The inverse of `encode_group`, for the item `item` made from `prompt`; `source` in place of the recorded one, if
+    given."""
+    line, _, body = data.partition(b"\n")
+    head, start, trajectories = json.loads(line), 0, []
+    for saved in head["trajectories"]:
+        columns: dict[str, Tensor] = {}
+        for name, dtype in _COLUMNS:
+            size = saved["length"] * dtype.itemsize
+            columns[name] = torch.frombuffer(bytearray(body[start : start + size]), dtype=dtype) if size else torch.empty(0)
+            start += size
+        trajectories.append(_trajectory(saved, columns))
+    return Group(
+        item=item,
+        prompt=prompt,
+        trajectories=tuple(trajectories),
+        rewards=tuple(RewardResult(r["value"], r["parts"], r["info"]) for r in head["rewards"]),
+        source=source or Source(head["source"]),
+    )
+
+
+def _trajectory(saved: dict[str, Any], columns: dict[str, Tensor]) -> Trajectory:
+    return Trajectory(
+        tokens_T=columns["tokens_T"].long(),
+        action_T=columns["action_T"].bool(),
+        logp_T=columns["logp_T"],
+        version_T=columns["version_T"],
+        text=saved["text"],
+        stop=Stop(saved["stop"]) if saved["stop"] else None,
+        cache_policy=CachePolicy(saved["cache"]),
+    )
+
+
+def _columns(trajectory: Trajectory) -> tuple[Tensor, ...]:
+    return trajectory.tokens_T, trajectory.action_T, trajectory.logp_T, trajectory.version_T
+
+
+def _types() -> tuple[torch.dtype, ...]:
+    return tuple(dtype for _, dtype in _COLUMNS)
