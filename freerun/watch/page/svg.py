@@ -60,7 +60,8 @@ class Axis:
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers in [low, high], about `count` of them: multiples of 1, 2 or 5 times a power of ten."""
-    if not high > low:
+    # Closer than that, multiples of a step cannot be told from one another.
+    if not high - low > 1e-9 * max(abs(low), abs(high)):
         return [low]
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
