@@ -22,12 +22,12 @@ from freerun.placement.schedules import Call, Replay, Schedule, Serial, Threads,
 class InlineHandle:
     """See `base.Handle`. Deadlines hold under the schedule `threads`, and on the simulated clock under `virtual`."""
 
-    def __init__(self, name: str, placement: "InlinePlacement") -> None:
-        self.name, self._placement = name, placement
+    def __init__(self, placement: "InlinePlacement", life: Life) -> None:
+        self.name, self._placement, self._life = life.name, placement, life
 
     async def call(self, method: str, *args: Any, deadline: float, what: str = "", **kwargs: Any) -> Any:
         return await self._placement.call(
-            self.name, method, method, lambda executor: getattr(executor, method)(*args, **kwargs), deadline, what or method
+            self._life, method, method, lambda executor: getattr(executor, method)(*args, **kwargs), deadline, what or method
         )
 
     async def stream(self, method: str, *args: Any, deadline: float, what: str = "") -> AsyncIterator[Any]:
@@ -40,14 +40,14 @@ class InlineHandle:
 
         index = 0
         while True:
-            element = await self._placement.call(self.name, method, f"{method}#{index}", advance, deadline, what or method)
+            element = await self._placement.call(self._life, method, f"{method}#{index}", advance, deadline, what or method)
             if element is END:
                 return
             try:
                 yield element
             except GeneratorExit:
                 await self._placement.call(
-                    self.name, method, f"{method}#close", lambda _: elements[0].aclose(), deadline, f"end {method}"
+                    self._life, method, f"{method}#close", lambda _: elements[0].aclose(), deadline, f"end {method}"
                 )
                 raise
             index += 1
@@ -103,11 +103,13 @@ class InlinePlacement:
             except Exception:
                 await self.stop()
                 raise
-        return {spec.name: InlineHandle(spec.name, self) for spec in specs}
+        return {spec.name: InlineHandle(self, self._lives[spec.name]) for spec in specs}
 
     async def respawn(self, name: str) -> InlineHandle:
         """Start the executor `name` anew, as it was first specified. Its predecessor, if there is one, is abandoned."""
         self._schedule.forget(name)
+        if name in self._lives and not self._lives[name].died.done():
+            self._lives[name].died.set_result("replaced")
         spec = self._specs[name]
         try:
             self._executors[name] = await self._schedule.visit(
@@ -116,7 +118,7 @@ class InlinePlacement:
         except Exited as exited:
             raise died(name, "start", str(exited)) from exited
         self._lives[name] = Life(name)
-        return InlineHandle(name, self)
+        return InlineHandle(self, self._lives[name])
 
     def failures(self) -> AsyncIterator[str]:
         return self._desk.failures()
@@ -157,9 +159,9 @@ class InlinePlacement:
         for error in errors:
             raise error
 
-    async def call(self, name: str, method: str, label: str, work: Callable[[Any], Any], deadline: float, what: str) -> Any:
+    async def call(self, life: Life, method: str, label: str, work: Callable[[Any], Any], deadline: float, what: str) -> Any:
         """Run `work(executor)`, which calls `method`; `label` names it in the record."""
-        life, executor = self._lives[name], self._executors[name]
+        name, executor = life.name, self._executors[life.name]
 
         def start(completion: Completion) -> Any:
             call = Call(

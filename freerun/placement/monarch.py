@@ -45,7 +45,7 @@ class Home(Actor):
     """The actor that lives in each process. Every endpoint is concurrent: a busy executor does not keep it from answering."""
 
     def __init__(self, name: str, cores: tuple[int, ...]) -> None:
-        resident.settle_in(cores)
+        resident.settle_in(name, cores)
         self._resident = resident.Resident(name)
 
     @concurrent_endpoint
@@ -82,18 +82,18 @@ class _Place:
 class MonarchHandle:
     """See `base.Handle`. Arguments and results are copied through pickling."""
 
-    def __init__(self, name: str, placement: "MonarchPlacement") -> None:
-        self.name, self._placement = name, placement
+    def __init__(self, name: str, placement: "MonarchPlacement", place: _Place) -> None:
+        self.name, self._placement, self._place = name, placement, place
 
     async def call(self, method: str, *args: Any, deadline: float, what: str = "", **kwargs: Any) -> Any:
         message = wire.dumps((args, kwargs))
-        return await self._placement.ask(self.name, method, "call", method, message, deadline=deadline, what=what or method)
+        return await self._placement.ask(self._place, method, "call", method, message, deadline=deadline, what=what or method)
 
     async def stream(self, method: str, *args: Any, deadline: float, what: str = "") -> AsyncIterator[Any]:
         message, stream, index = wire.dumps((args, {})), self._placement.new_stream(), 0
         while True:
             element = await self._placement.ask(
-                self.name, f"{method}#{index}", "advance", method, message, stream, deadline=deadline, what=what or method
+                self._place, f"{method}#{index}", "advance", method, message, stream, deadline=deadline, what=what or method
             )
             if element is END:
                 return
@@ -101,7 +101,7 @@ class MonarchHandle:
                 yield element
             except GeneratorExit:
                 await self._placement.ask(
-                    self.name, f"{method}#close", "end", method, stream, deadline=deadline, what=f"end {method}"
+                    self._place, f"{method}#close", "end", method, stream, deadline=deadline, what=f"end {method}"
                 )
                 raise
             index += 1
@@ -142,7 +142,7 @@ class MonarchPlacement:
 
     async def respawn(self, name: str) -> MonarchHandle:
         """Start the executor `name` anew in a new process, as it was first specified; what is left of the old one is killed."""
-        await self._end([self._places.pop(name).process], patience=0.0)
+        await self._end([self._places[name].process], patience=0.0)
         return await self._start(self._specs[name])
 
     async def _start(self, spec: ExecutorSpec) -> MonarchHandle:
@@ -158,16 +158,15 @@ class MonarchPlacement:
         place = self._places[spec.name] = _Place(life, mesh, home, process)
         message = wire.dumps((spec.factory, spec.args, dict(spec.kwargs)))
         await self._wait(life, "construct", lambda: asyncio.ensure_future(place.ask("start", message)))
-        return MonarchHandle(spec.name, self)
+        return MonarchHandle(spec.name, self, place)
 
     async def _wait(self, life: Life, what: str, start: Callable[[], "asyncio.Future[Any]"]) -> Any:
         return await self._desk.call(
             life, "__init__", lambda _: start(), deadline=self._start_deadline, what=what, record=False
         )
 
-    async def ask(self, name: str, label: str, what_to_do: str, *args: Any, deadline: float, what: str) -> Any:
+    async def ask(self, place: _Place, label: str, what_to_do: str, *args: Any, deadline: float, what: str) -> Any:
         """Do `what_to_do`, a method of `Resident`, in the executor's process; `label` names the call in the record."""
-        place = self._places[name]
         return await self._desk.call(
             place.life, label, lambda _: asyncio.ensure_future(place.ask(what_to_do, *args)), deadline=deadline, what=what
         )

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from freerun.placement import wire
@@ -31,14 +32,17 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
-def settle_in(cores: Sequence[int]) -> None:
-    """Make this process the head of its own process group, and keep it on `cores`.
+def settle_in(name: str, cores: Sequence[int]) -> None:
+    """Give this process its executor's name in lists of processes, make it the head of its own process group, and keep it on
+    `cores`.
 
     A group, because its end must take along whatever processes the executor starts; and so that an interrupt from the keyboard
     reaches only the controller, which knows what to do.
     """
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
+    if sys.platform == "linux":
+        Path("/proc/self/comm").write_text(name)  # the kernel keeps 15 bytes
     if cores and sys.platform == "linux":
         for thread in os.listdir("/proc/self/task"):  # those that run already; later ones inherit
             os.sched_setaffinity(int(thread), cores)

@@ -229,6 +229,8 @@ def test_a_killed_executor_is_noticed_named_and_can_be_respawned():
         assert time.monotonic() - killed < 8.0  # at once on a free machine; Monarch alone takes ten
         assert await b.call("add", 1, deadline=20) == 1
         again = await placement.respawn("a")
+        with pytest.raises(ExecutorDied):
+            await a.call("add", 1, deadline=30)
         assert await again.call("add", 4, deadline=20) == 4
 
     run(body, "a", "b")

@@ -175,6 +175,17 @@ def test_a_respawned_executor_starts_from_its_specification(placement):
     assert run(placement, body, state=2) == 7
 
 
+def test_the_handle_of_a_dead_executor_does_not_reach_its_successor(placement):
+    async def body(a):
+        placement.kill("a")
+        fresh = await placement.respawn("a")
+        with pytest.raises(ExecutorDied):
+            await a.call("add", 1, deadline=20)
+        return await fresh.call("add", 1, deadline=20)
+
+    assert run(placement, body, state=2) == 7
+
+
 def test_two_executors_of_one_name_are_refused(placement):
     async def main():
         with pytest.raises(ConfigError, match="'a'"):

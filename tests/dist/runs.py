@@ -1,0 +1,58 @@
+"""Runs of the command line under Monarch, seen from outside: their processes and their shared memory."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def children(marker: str) -> list[int]:
+    """Processes that carry `marker` in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (
+                marker.encode() in (folder / "environ").read_bytes()
+                and "Z" not in (folder / "stat").read_text().split(") ")[1][:1]
+            ):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def start(directory: Path, marker: str, *more: str) -> subprocess.Popen:
+    """`freerun run tiny-addition` under Monarch, with a short warm start."""
+    settings = ["--placement.kind", "monarch", "--warm_start.steps", "20", "--control.final_eval_prompts", "32", *more]
+    return command(marker, "run", "tiny-addition", "--plain", "--dir", str(directory), *settings)
+
+
+def command(marker: str, *words: str) -> subprocess.Popen:
+    """`freerun WORDS`, whose processes all carry `marker`."""
+    environment = {**os.environ, "FREERUN_TEST_MARKER": marker, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "freerun.cli", *words]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+def shared_files() -> set[str]:
+    return {p.name for p in Path("/dev/shm").glob("freerun-*")}
+
+
+
+def steps(directory: Path) -> int:
+    """Steps that the run has recorded."""
+    log = directory / "metrics.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+def named(marker: str, name: str) -> list[int]:
+    """Processes of the run that are home to the executor `name`."""
+    return [pid for pid in children(marker) if Path(f"/proc/{pid}/comm").read_text().strip() == name[:15]]

@@ -1,0 +1,70 @@
+"""Executors and controllers that are killed for real: what is healed, what is resumed, and what is left behind."""
+
+import json
+import os
+import signal
+
+import pytest
+from dist.runs import children, command, named, shared_files, start, steps, wait_until
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def events(directory, what):
+    return [row for row in map(json.loads, (directory / "events.jsonl").read_text().splitlines()) if row["what"] == what]
+
+
+@pytest.mark.parametrize("name", ["generator", "rewarder"])
+def test_a_killed_executor_is_named_and_replaced_within_seconds_and_the_run_goes_on(name, tmp_path):
+    marker, directory = f"freerun-{os.getpid()}-{name}", tmp_path / "run"
+    run = start(directory, marker)
+    try:
+        wait_until(lambda: steps(directory) >= 2, 150)
+        (pid,) = named(marker, name)
+        os.kill(pid, signal.SIGKILL)
+        output = run.communicate(timeout=200)[0]
+    finally:
+        run.kill()
+    assert run.returncode == 0, output
+    assert steps(directory) == 60
+    (died,), (again,) = events(directory, "died"), events(directory, "respawned")
+    assert died["executor"] == again["executor"] == name
+    # Noticed by the kernel at once; what takes time is the start of a process that imports torch.
+    assert again["end"] - died["end"] < 60
+    items = [row for row in map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())]
+    assert items[-1]["metrics"]["items/trained"] == 60 * 16
+    wait_until(lambda: not children(marker), 15)
+
+
+def test_a_killed_trainer_ends_the_attempt_with_its_name_and_the_resume_command(tmp_path):
+    marker, directory = f"freerun-{os.getpid()}-trainer", tmp_path / "run"
+    run = start(directory, marker)
+    try:
+        wait_until(lambda: steps(directory) >= 2, 150)
+        (pid,) = named(marker, "trainer")
+        os.kill(pid, signal.SIGKILL)
+        output = run.communicate(timeout=60)[0]
+    finally:
+        run.kill()
+    assert run.returncode == 1
+    assert "executor 'trainer' died" in output
+    assert "freerun resume" in output
+    wait_until(lambda: not children(marker), 15)
+
+
+def test_a_killed_controller_resumes_with_every_finished_group(tmp_path):
+    marker, before, directory = f"freerun-{os.getpid()}-controller", shared_files(), tmp_path / "run"
+    run = start(directory, marker, "--control.checkpoint_every", "4")
+    wait_until(lambda: steps(directory) >= 6, 150)
+    run.send_signal(signal.SIGKILL)
+    run.communicate(timeout=10)
+    wait_until(lambda: not children(marker), 20)
+    again = command(marker, "resume", str(directory), "--plain")
+    output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
+    rows = list(map(json.loads, (directory / "metrics.jsonl").read_text().splitlines()))
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert rows[-1]["metrics"]["items/trained"] == 60 * 16
+    assert sum(row["metrics"].get("items/used/recalled", 0) for row in rows) > 0
+    wait_until(lambda: not children(marker), 15)
+    assert shared_files() <= before
