@@ -2,80 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
 
 import pytest
 import torch
+from placement.workers import Worker, run
 
 from freerun.errors import ConfigError, DataError, DeadlineExceeded, ExecutorDied, ExecutorFailed
 from freerun.placement.base import ExecutorSpec
 from freerun.placement.inline import InlinePlacement
-
-
-class Worker:
-    """An executor with state, and ways to go wrong."""
-
-    def __init__(self, state: int = 0) -> None:
-        if state < 0:
-            raise ValueError("negative state")
-        self.state, self.log, self.closed = state, [], []
-
-    def add(self, amount: int) -> int:
-        self.state = self.state * 3 + amount
-        return self.state
-
-    def note(self, word: str) -> list[str]:
-        self.log.append(word)
-        return list(self.log)
-
-    def meet(self, barrier: threading.Barrier) -> int:
-        return barrier.wait(timeout=20)
-
-    def hold(self, event: threading.Event) -> bool:
-        return event.wait(timeout=20)
-
-    async def wait_for(self, event: asyncio.Event) -> str:
-        await event.wait()
-        return "seen"
-
-    async def make_event(self) -> asyncio.Event:
-        return asyncio.Event()
-
-    async def set(self, event: asyncio.Event) -> None:
-        event.set()
-
-    async def count(self, end: int):
-        for i in range(end):
-            self.log.append(i)
-            yield i
-
-    def thread(self) -> str:
-        return threading.current_thread().name
-
-    def complain(self) -> None:
-        raise DataError("bad row", given="row 7", expected="a good one", todo="drop it")
-
-    def stumble(self) -> None:
-        raise KeyError("oops")
-
-    def leave(self) -> None:
-        raise SystemExit(3)
-
-    def close(self) -> None:
-        self.closed.append(True)
-
-
-def run(placement: InlinePlacement, body: Callable[..., Awaitable], *names: str, **kwargs):
-    """`body(handles...)` on fresh workers, with everything stopped afterwards."""
-
-    async def main():
-        try:
-            handles = await placement.spawn([ExecutorSpec(name=n, factory=Worker, kwargs=kwargs) for n in names or ("a",)])
-            return await body(*handles.values())
-        finally:
-            await placement.stop()
-
-    return asyncio.run(asyncio.wait_for(main(), 60))
 
 
 @pytest.fixture(params=["threads", "serial", "virtual"])
@@ -342,66 +276,3 @@ def test_serial_lets_every_caller_react_before_the_next_call_runs():
 
     run(InlinePlacement(schedule="serial"), body, "a", "b")
     assert order == ["a", "b"] * 3
-
-
-def test_virtual_delivers_in_order_of_simulated_time():
-    seconds = {("slow", "add"): 10.0, ("fast", "add"): 3.0, ("fast", "note"): 1.5}
-    placement = InlinePlacement(schedule="virtual", duration=lambda e, m: seconds[e, m])
-    seen = []
-
-    async def body(slow, fast):
-        async def call(handle, method, argument):
-            await handle.call(method, argument, deadline=100)
-            seen.append((placement.now(), handle.name, method))
-
-        await asyncio.gather(call(slow, "add", 1), *(call(fast, "add", 1) for _ in range(3)), call(fast, "note", "x"))
-
-    run(placement, body, "slow", "fast")
-    assert seen == [
-        (3.0, "fast", "add"),
-        (6.0, "fast", "add"),
-        (9.0, "fast", "add"),
-        (10.0, "slow", "add"),
-        (10.5, "fast", "note"),
-    ]
-
-
-def test_virtual_overlaps_async_calls():
-    placement = InlinePlacement(schedule="virtual", duration=lambda e, m: 2.0)
-
-    async def body(a):
-        await asyncio.gather(*(a.call("make_event", deadline=100) for _ in range(5)))
-        return placement.now()
-
-    assert run(placement, body) == 2.0
-
-
-def test_virtual_deadlines_hold_on_the_simulated_clock():
-    placement = InlinePlacement(schedule="virtual", duration=lambda e, m: 60.0)
-
-    async def body(a):
-        with pytest.raises(DeadlineExceeded):
-            await a.call("add", 1, deadline=45.0)
-        failed_at = placement.now()
-        await a.call("add", 1, deadline=90.0)
-        return failed_at, placement.now()
-
-    assert run(placement, body) == (45.0, 120.0)
-
-
-def test_virtual_fails_the_call_if_its_duration_cannot_be_had():
-    def duration(executor, method):
-        raise ZeroDivisionError("no such distribution")
-
-    async def body(a):
-        await a.call("add", 1, deadline=9)
-
-    with pytest.raises(ZeroDivisionError):
-        run(InlinePlacement(schedule="virtual", duration=duration), body)
-
-
-def test_virtual_and_durations_go_together():
-    with pytest.raises(ConfigError):
-        InlinePlacement(schedule="virtual")
-    with pytest.raises(ConfigError):
-        InlinePlacement(schedule="serial", duration=lambda e, m: 1.0)
