@@ -19,15 +19,17 @@ executor's own state, and what this program does next depends only on the order 
 `placement.inline` records and replays.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from freerun.errors import ConfigError, ExecutorDied
+from freerun.errors import ConfigError, DeadlineExceeded, ExecutorDied, FreerunError, Stalled
 from freerun.evaluate import Accuracy, Evaluator
 from freerun.intake import Intake
 from freerun.loops import Loops
-from freerun.metrics import Sink
+from freerun.metrics import Event, Sink
 from freerun.placement.base import Handle, Placement
 from freerun.replay import Replay
 from freerun.schedule import FULL, QUICK, ControllerConfig, Stream, check
@@ -35,12 +37,15 @@ from freerun.store.journal import Journal
 from freerun.tracker import Tracker, sample_record
 from freerun.types import Example, Group, Prompt, Sampling, WeightsRef
 
+STALL_PERIOD = 1.0
+"""Seconds between two looks for a stall."""
+
 
 class Controller:
     """Runs a training job on executors that already exist; `run` returns when the last step is published and evaluated.
 
     `prompts` are what items are made from; a data set of examples needs no generator but for evaluations. `save` writes a
-    checkpoint of this controller and its trainer.
+    checkpoint of this controller and its trainer. What a stall leaves behind goes into `directory`.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Controller:
         experts: Sequence[Example] = (),
         journal: Journal | None = None,
         save: "Callable[[Controller], Awaitable[object]] | None" = None,
+        directory: Path | None = None,
         began: float = 0.0,
     ) -> None:
         check(config, len(prompts))
@@ -71,7 +77,7 @@ class Controller:
                 expected="a recipe that says where demonstrations come from",
                 todo="set `experts` in the recipe, or --control.experts 0",
             )
-        self.config, self.placement, self.sink, self._save = config, placement, sink, save
+        self.config, self.placement, self.sink, self._save, self._directory = config, placement, sink, save, directory
         self.trainer = trainer
         self.evaluator = Evaluator(heldout, eval_sampling, accuracy)
         self.tracker = Tracker([*generators, rewarder, trainer], sink, deadline=config.call_deadline, began=began)
@@ -117,7 +123,11 @@ class Controller:
 
     async def _beside_loops(self, main: Any) -> None:
         generating = [self.intake.generate(name) for name in self.intake.generators]
-        await self.loops.beside(main, [self._watch(), *generating])
+        try:
+            await self.loops.beside(main, [self._watch(), self._notice_stalls(), *generating])
+        except (DeadlineExceeded, Stalled) as error:
+            await self._report_stall(error)
+            raise
 
     def request_stop(self) -> None:
         """Finish the step in hand if it is nearly there, checkpoint, and let `run` return."""
@@ -141,6 +151,27 @@ class Controller:
                     todo="read its last lines above, then `freerun resume DIR`",
                 )
             await self.intake.heal(name)
+
+    async def _notice_stalls(self) -> None:
+        """A call that hangs has a deadline of its own. What is noticed here is that there is no call, and that nobody makes
+        one."""
+        while True:
+            await asyncio.sleep(STALL_PERIOD)
+            if not self.placement.waits() and self.tracker.quiet() > self.config.stall_deadline:
+                raise Stalled(
+                    "nobody can go on",
+                    given="; ".join(self.tracker.waiting()),
+                    expected=f"a call within {self.config.stall_deadline:g} s",
+                    todo="report this with events.jsonl and the stacks in the run directory, then `freerun resume DIR`",
+                )
+
+    async def _report_stall(self, error: FreerunError) -> None:
+        """Leave in the records who waits for whom since when, and what every thread is doing."""
+        open_calls = [f"{name}: {what}, {seconds:.0f} s" for name, what, seconds in self.placement.waits()]
+        stacks = await self.placement.dump_stacks(self._directory) if self._directory is not None else []
+        now, waiting = self.tracker.now(), [*open_calls, *self.tracker.waiting()]
+        detail = {"error": str(error), "waiting": waiting, "stacks": [path.name for path in stacks]}
+        self.sink.event(Event(executor="controller", what="stalled", start=now, end=now, detail=detail))
 
     # --- train ---------------------------------------------------------------------------------------------------------------
 

@@ -74,6 +74,10 @@ class DeadlineExceeded(FreerunError, TimeoutError):
     """A named wait took longer than its deadline."""
 
 
+class Stalled(FreerunError, TimeoutError):
+    """Nobody is at work and nobody can go on: everyone waits for somebody else."""
+
+
 class ReplayDiverged(FreerunError, RuntimeError):
     """A replayed run asked its executors for something else than the recorded run did."""
 

@@ -82,6 +82,7 @@ async def launch(
             seed=config.seed,
             experts=config.experts.build(task) if config.experts is not None else (),
             journal=journal,
+            directory=run_dir,
             save=checkpoints.save if checkpoint_at_end and not evaluate_only else None,
             began=began,
         )

@@ -55,7 +55,9 @@ class ControllerConfig:
     checkpoint_every: int = 0
     """Checkpoint every so many steps; 0 checkpoints at the end and on interruption only."""
     call_deadline: float = 600.0
-    """Seconds that any one call of an executor may take."""
+    """Seconds that any one call of an executor may take, after which the run ends and says which one did not answer."""
+    stall_deadline: float = 60.0
+    """Seconds without any call, after which the run ends and says who waits for whom."""
     sample_every: int = 1
     """Record one trajectory of every so many groups."""
 

@@ -38,6 +38,7 @@ class Tracker:
         self._busy: dict[str, float] = dict.fromkeys(self.status, 0.0)
         self._busy_since: dict[str, float] = dict.fromkeys(self.status, began)
         self._mark = self._step_ended = began
+        self._last_change = clock()
         self._counted: list[Mapping[str, Metric]] = []
 
     def now(self) -> float:
@@ -46,7 +47,7 @@ class Tracker:
     async def call(self, handle: Handle, method: str, *args: Any, what: str, doing: str, **kwargs: Any) -> Any:
         """Call `method` on `handle`. `what` is the kind of work in one word, for the timeline; `doing` says it for the reader
         of the live view and of a stall report. Calls on one executor may overlap. Raises what the call raises."""
-        name, start = handle.name, self.now()
+        name, start, self._last_change = handle.name, self.now(), self._clock()
         if not self._open[name]:
             self._end_idle(name, start)
             self._busy_since[name] = start
@@ -55,7 +56,7 @@ class Tracker:
         try:
             return await handle.call(method, *args, deadline=self._deadline, what=doing, **kwargs)
         finally:
-            end = self.now()
+            end, self._last_change = self.now(), self._clock()
             self._open[name] -= 1
             self._sink.event(Event(executor=name, what=what, start=start, end=end, detail={"doing": doing}))
             if not self._open[name]:
@@ -69,6 +70,14 @@ class Tracker:
             now = self.now()
             self._end_idle(handle.name, now)
             self.status[handle.name] = ExecutorStatus(state="idle", what=why, since=status.since if not status.what else now)
+
+    def quiet(self) -> float:
+        """Seconds since a call last began or ended."""
+        return self._clock() - self._last_change
+
+    def waiting(self) -> list[str]:
+        """Who waits for what, since when, in words."""
+        return [f"{n}: {s.what or 'idle'}, since {s.since:.0f} s" for n, s in self.status.items() if s.state == "idle"]
 
     def idle_shares(self) -> Mapping[str, float]:
         """Share of the time since this was last asked in which each executor ran no call."""

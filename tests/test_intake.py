@@ -8,7 +8,7 @@ from fakes import PROMPTS, Generator, Records, Rewarder, Trainer, small
 
 from freerun.checkpoint import restore_controller
 from freerun.controller import Controller
-from freerun.errors import DataError, ExecutorDied
+from freerun.errors import DataError, ExecutorDied, Stalled
 from freerun.placement.base import ExecutorSpec
 from freerun.placement.inline import InlinePlacement
 from freerun.store import journal
@@ -223,3 +223,14 @@ def test_a_resumed_run_repeats_the_draws_of_its_replay():
     expected = [g.item for g in controller.replay.draw(12)]
     controller.replay.restore(state, dict(controller.replay.groups))
     assert [g.item for g in controller.replay.draw(12)] == expected
+
+
+def test_a_run_in_which_nobody_can_go_on_ends_and_says_who_waits_for_whom(monkeypatch, tmp_path):
+    monkeypatch.setattr("freerun.controller.STALL_PERIOD", 0.05)
+    monkeypatch.setattr("freerun.intake.Intake._order", lambda self, item: None)  # an item that nobody works on
+    config, sink = small(eval_every=0, final_eval_prompts=0, stall_deadline=0.2), Records()
+    with pytest.raises(Stalled, match=r"(?s)nobody can go on.*generator: .*trainer: waiting for groups"):
+        run(config, sink=sink, directory=tmp_path)
+    (stalled,) = [event for event in sink.events if event.what == "stalled"]
+    assert any("trainer" in line for line in stalled.detail["waiting"])
+    assert "most recent call first" in (tmp_path / stalled.detail["stacks"][0]).read_text()

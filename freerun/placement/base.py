@@ -6,6 +6,7 @@ or async; at most one *sync* call runs at a time, async calls may overlap. Every
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -60,6 +61,10 @@ class Placement(Protocol):
 
     async def stop(self, deadline: float = 10.0) -> None:
         """End every executor that this placement started. Nothing outlives it: what does not end by `deadline` is killed."""
+        ...
+
+    async def dump_stacks(self, directory: Path) -> list[Path]:
+        """Have every executor write what its threads are doing into `directory`, even one that hangs; the files written."""
         ...
 
     def waits(self) -> list[tuple[str, str, float]]:

@@ -6,6 +6,7 @@ any executor asks for, and set back by `stop`.
 """
 
 import asyncio
+import faulthandler
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -122,6 +123,13 @@ class InlinePlacement:
 
     def failures(self) -> AsyncIterator[str]:
         return self._desk.failures()
+
+    async def dump_stacks(self, directory: Path) -> list[Path]:
+        """See `base.Placement.dump_stacks`: one file, because there is one process."""
+        path = directory / "stacks-inline.txt"
+        with path.open("w") as file:
+            faulthandler.dump_traceback(file)
+        return [path]
 
     def waits(self) -> list[tuple[str, str, float]]:
         return self._desk.waits.now()

@@ -12,6 +12,7 @@ import functools
 import itertools
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ from freerun.placement.processes import Process, end
 
 log = logging.getLogger(__name__)
 
+STACKS = 0.5
+"""Seconds in which every process has written its stacks."""
+
 
 class Home(Actor):
     """The actor that lives in each process. Every endpoint is concurrent: a busy executor does not keep it from answering."""
@@ -47,10 +51,12 @@ class Home(Actor):
     def __init__(self, name: str, cores: tuple[int, ...]) -> None:
         resident.settle_in(name, cores)
         self._resident = resident.Resident(name)
+        self._stacks = resident.answer_stacks()
 
     @concurrent_endpoint
-    async def pid(self) -> int:
-        return os.getpid()
+    async def settled(self) -> tuple[int, int]:
+        """The number of this process, and the descriptor of its stacks."""
+        return os.getpid(), self._stacks
 
     @concurrent_endpoint
     async def ask(self, what: str, *args: Any) -> bytes:
@@ -66,6 +72,7 @@ class _Place:
     mesh: ProcMesh
     home: Any
     process: Process
+    stacks: int
 
     async def ask(self, what: str, *args: Any) -> Any:
         """The result of a method of `Resident`. Raises its error, or `Exited` if Monarch cannot reach the process."""
@@ -151,11 +158,11 @@ class MonarchPlacement:
         mesh = this_host().spawn_procs(name="executor", bootstrap_command=command)
         self._meshes.append(mesh)
         home = mesh.spawn("home", Home, spec.name, tuple(spec.cores))
-        pid = await self._wait(life, "start its process", home.pid.call_one().as_asyncio)
+        pid, stacks = await self._wait(life, "start its process", home.settled.call_one().as_asyncio)
         process = Process(pid, lambda how: None if self._stopping else self._desk.bury(life, how))
         if self._guardian is not None:
             self._guardian.watch_over(pid)
-        place = self._places[spec.name] = _Place(life, mesh, home, process)
+        place = self._places[spec.name] = _Place(life, mesh, home, process, stacks)
         message = wire.dumps((spec.factory, spec.args, dict(spec.kwargs)))
         await self._wait(life, "construct", lambda: asyncio.ensure_future(place.ask("start", message)))
         return MonarchHandle(spec.name, self, place)
@@ -177,6 +184,20 @@ class MonarchPlacement:
 
     def failures(self) -> AsyncIterator[str]:
         return self._desk.failures()
+
+    async def dump_stacks(self, directory: Path) -> list[Path]:
+        """See `base.Placement.dump_stacks`. A signal asks for it, which reaches a process that answers no message."""
+        living = {name: place for name, place in self._places.items() if not place.process.ended.is_set()}
+        for place in living.values():
+            os.kill(place.process.pid, signal.SIGUSR1)
+        await asyncio.sleep(STACKS)
+        written = []
+        for name, place in living.items():
+            source, path = Path(f"/proc/{place.process.pid}/fd/{place.stacks}"), directory / f"stacks-{name}.txt"
+            if place.stacks >= 0 and source.exists():
+                path.write_bytes(source.read_bytes())
+                written.append(path)
+        return written
 
     def waits(self) -> list[tuple[str, str, float]]:
         return self._desk.waits.now()

@@ -5,9 +5,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 POLL = 0.5
-"""Seconds between two looks at a process where the kernel cannot tell us (anywhere but Linux)."""
+"""Seconds between two looks at a process for what the kernel does not tell us: that it ended, anywhere but on Linux; that it is
+stopped, on Linux."""
+FROZEN = 5.0
+"""Seconds for which a process may be stopped by a signal before it counts as dead. A debugger's stop is another state."""
 
 
 class Process:
@@ -19,6 +23,7 @@ class Process:
     def __init__(self, pid: int, report: Callable[[str], None]) -> None:
         self.pid = pid
         self.ended = asyncio.Event()
+        self.frozen = False
         self._report = report
         self._loop = asyncio.get_running_loop()
         self._descriptor: int | None = None
@@ -26,6 +31,7 @@ class Process:
         if sys.platform == "linux":
             self._descriptor = os.pidfd_open(pid)
             self._loop.add_reader(self._descriptor, self._on_end)
+            self._watch = asyncio.ensure_future(self._look_for_frost())
         else:
             self._watch = asyncio.ensure_future(self._poll())
 
@@ -34,10 +40,26 @@ class Process:
             await asyncio.sleep(POLL)
         self._on_end()
 
+    async def _look_for_frost(self) -> None:
+        """Kill the process if it is stopped for too long: whoever waits for it would wait for ever."""
+        since = None
+        while not self.ended.is_set():
+            await asyncio.sleep(POLL)
+            if not _stopped(self.pid):
+                since = None
+                continue
+            since = since or self._loop.time()
+            if self._loop.time() - since >= FROZEN:
+                self.frozen = True
+                self._signal_group(signal.SIGKILL)
+                return
+
     def _on_end(self) -> None:
         if self.ended.is_set():
             return
         how = f"process {self.pid} ended{self._cause()}"
+        if self.frozen:
+            how = f"process {self.pid} was stopped by a signal for {FROZEN:g} s, and then killed"
         self.ended.set()
         if self._descriptor is not None:
             self._loop.remove_reader(self._descriptor)
@@ -80,6 +102,15 @@ class Process:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _stopped(pid: int) -> bool:
+    """Whether a signal (SIGSTOP, SIGTSTP) keeps the process from running."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False  # ended; the kernel reports that by itself
+    return stat.rpartition(") ")[2][:1] == "T"
 
 
 def _exists(pid: int) -> bool:

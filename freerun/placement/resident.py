@@ -2,7 +2,9 @@
 
 import asyncio
 import contextvars
+import faulthandler
 import os
+import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +48,17 @@ def settle_in(name: str, cores: Sequence[int]) -> None:
     if cores and sys.platform == "linux":
         for thread in os.listdir("/proc/self/task"):  # those that run already; later ones inherit
             os.sched_setaffinity(int(thread), cores)
+
+
+def answer_stacks() -> int:
+    """From now on SIGUSR1 makes this process write the stacks of its threads, whatever they do and even if they hang: into
+    memory that others read through the descriptor returned here, or to stderr (then -1) where there is no such memory."""
+    if sys.platform != "linux":
+        faulthandler.register(signal.SIGUSR1)
+        return -1
+    descriptor = os.memfd_create("stacks")
+    faulthandler.register(signal.SIGUSR1, file=descriptor)
+    return descriptor
 
 
 class Resident:

@@ -236,6 +236,33 @@ def test_a_killed_executor_is_noticed_named_and_can_be_respawned():
     run(body, "a", "b")
 
 
+def test_a_frozen_executor_counts_as_dead_and_is_killed(monkeypatch):
+    monkeypatch.setattr("freerun.placement.processes.FROZEN", 1.0)
+
+    async def body(placement, a):
+        call = asyncio.create_task(a.call("sleep", 60.0, deadline=90))
+        await asyncio.sleep(0.1)
+        os.kill(placement.pids()["a"], signal.SIGSTOP)
+        with pytest.raises(ExecutorDied, match="stopped by a signal"):
+            await call
+        assert await gone(placement.pids()["a"])
+
+    run(body, "a")
+
+
+def test_the_stacks_of_an_executor_that_hangs_can_be_had(tmp_path):
+    async def body(placement, a):
+        call = asyncio.create_task(a.call("sleep", 5.0, deadline=90))
+        await asyncio.sleep(0.2)
+        (path,) = await placement.dump_stacks(tmp_path)
+        await call
+        return path
+
+    path = run(body, "a")
+    assert path.name == "stacks-a.txt"
+    assert "in sleep" in path.read_text()
+
+
 def test_an_executor_that_exits_counts_as_dead_with_its_status():
     async def body(placement, a):
         with pytest.raises(ExecutorDied, match="exit status 3"):
