@@ -26,7 +26,8 @@ def take_apart(statements: Sequence[str], setup: str, function: str | None) -> t
     """`function` is the program's even if a builtin or a module has that name.
 
     Raises `SyntaxError` for what is no Python, and `ValueError` for a statement that is no assert, asks nothing of the program,
-    asks it inside a loop of its own, or leaves open which of its names are the program's.
+    asks it inside a loop of its own, or leaves open which of its names are the program's. A name that is not called would be
+    such: an expected value that the setup forgot, say, and that the program could then choose.
     """
     bound = set(_bound(ast.parse(setup)))
     if "*" in bound:
@@ -71,6 +72,8 @@ class _Splitter(ast.NodeTransformer):
         if root is None or not self._is_programs(root.id):
             return self.generic_visit(node)
         source, inner = ast.unparse(node), list(_bound(node))
+        if not any(isinstance(each, ast.Call) for each in ast.walk(node)):
+            raise ValueError(f"{source!r:.200} is neither a call of the program nor a name that the setup binds")
         used = {name.id for name in _names(node)}
         looped = [name for name in used if self.local.count(name) > inner.count(name)]
         if looped:

@@ -312,6 +312,8 @@ class TestRefusing:
             ({"asserts": ["assert 1 == 1"]}, "asks nothing"),
             ({"asserts": ["assert all(f(x) == x for x in (1, 2))"]}, "loop"),
             ({"asserts": ["assert np.allclose(f(1), 2)"]}, "import the tests"),
+            ({"asserts": ["assert f(1) == EXPECTED[1]"]}, "EXPECTED"),
+            ({"asserts": ["assert callable(f)"], "function": "f"}, "neither a call"),
             ({"asserts": ["assert isclose(f(1), 2)"], "setup": "from math import *"}, "imports *"),
         ],
     )
