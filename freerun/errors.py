@@ -39,6 +39,11 @@ class RewardError(FreerunError, ValueError):
     """A reward function raised, returned something that is not a finite number, or did not answer in time."""
 
 
+class SandboxError(RewardError):
+    """Code cannot be run with the protection that was asked for, so it was not run. A property of the machine, not of the code,
+    which is why the reward pool does not count it against a response but stops."""
+
+
 class MissingColumn(FreerunError, KeyError):
     """An algorithm read, or declares that it reads, a batch column that nobody produced."""
 
