@@ -4,7 +4,7 @@ Shapes: N tokens of one pass, R rows of logits, V vocabulary, C hidden width, H 
 
 Decoding a small model is bound by the number of operations, a larger one by matrix products with few rows. So: query, key and
 value land in one buffer and are rotated together, residuals are added inside the product, rotations come from a table, small
-neighbouring matrices are joined (a copy per version), few rows go through a kernel of their own where it applies (`skinny`),
+neighbouring matrices are joined (a copy per version), few rows go through a kernel of their own where it applies (`kernels`),
 and otherwise the vocabulary is projected in column blocks that stay in cache.
 """
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from freerun.actors import skinny
+from freerun.actors import kernels
 from freerun.actors.slots import Plan
 
 _JOIN = 2**18
@@ -41,7 +41,7 @@ class Joined:
     parts: tuple[tuple[Tensor, int, int], ...]
     width: int
     bias: Tensor | None
-    skinny: bool
+    few_rows: bool
 
     @classmethod
     def of(cls, *layers: torch.nn.Linear) -> "Joined":
@@ -57,20 +57,20 @@ class Joined:
         for weight in weights:
             parts.append((weight, width, width + weight.shape[0]))
             width += weight.shape[0]
-        return cls(tuple(parts), width, bias, skinny.applies(*weights))
+        return cls(tuple(parts), width, bias, all(map(kernels.usable, weights)))
 
     def __call__(self, x_NC: Tensor, residual_NC: Tensor | None = None) -> Tensor:
         """`x W^T + bias`, plus `residual_NC` if there is one weight only."""
-        few = self.skinny and 0 < x_NC.shape[0] <= skinny.MOST_ROWS
+        few = self.few_rows and 0 < x_NC.shape[0] <= kernels.MOST_ROWS
         if len(self.parts) > 1:
             out = x_NC.new_empty(x_NC.shape[0], self.width)
             for weight, first, last in self.parts:
                 if few:
-                    skinny.product(x_NC, weight, out_MN=out[:, first:last])
+                    kernels.product(x_NC, weight, out_MN=out[:, first:last])
                 else:
                     torch.mm(x_NC, weight.t(), out=out[:, first:last])
         elif few:
-            out = skinny.product(x_NC, self.parts[0][0], add_MN=residual_NC)
+            out = kernels.product(x_NC, self.parts[0][0], add_MN=residual_NC)
         elif residual_NC is not None:
             out = torch.addmm(residual_NC, x_NC, self.parts[0][0].t())
         else:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from freerun.actors import kernels
+
 _ROUND = 16
 _REACH = 32
 _CALL_COST = 48
@@ -29,6 +31,7 @@ class Slots:
         self.num_slots = num_slots
         self.limit = limit
         self.capacity = 0
+        self.compiled = False
         self.keys_LSKTD: Tensor | None = None
         self.values_LSKTD: Tensor | None = None
 
@@ -46,15 +49,17 @@ class Slots:
         if self.keys_LSKTD is None:
             self.keys_LSKTD = self._empty(key_NKD)
             self.values_LSKTD = self._empty(value_NKD)
+            alike = key_NKD.shape == value_NKD.shape
+            self.compiled = alike and kernels.usable(self.keys_LSKTD) and kernels.usable(self.values_LSKTD)
         row_M = plan.rows(key_NKD.shape[1], self.capacity)
         self.keys_LSKTD[layer].view(-1, key_NKD.shape[2]).index_copy_(0, row_M, key_NKD.reshape(-1, key_NKD.shape[2]))
         self.values_LSKTD[layer].view(-1, value_NKD.shape[2]).index_copy_(0, row_M, value_NKD.reshape(-1, value_NKD.shape[2]))
 
-    def copy(self, source: int, targets: Sequence[int], length: int) -> None:
-        """Copy the first `length` positions of slot `source` into each of `targets`."""
+    def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+        """Copy the first `length` positions of slot `sources[i]` into slot `targets[i]`, or of the only source into all."""
+        source_P, target_P = torch.tensor(sources), torch.tensor(targets)
         for storage in (self.keys_LSKTD, self.values_LSKTD):
-            for target in targets:
-                storage[:, target, :, :length] = storage[:, source, :, :length]
+            storage[:, target_P, :, :length] = storage[:, source_P, :, :length]
 
     def snapshot(self, slot: int, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values [L, K, length, D] of the first `length` positions of a slot, copied."""
@@ -96,9 +101,11 @@ class Stretch:
 
 @dataclass(slots=True)
 class Plan:
-    """One forward pass. `slot_N` and `position_N` say where each token belongs; `blocks` partition the queries."""
+    """One forward pass. `slot_N` and `position_N` say where each token belongs; `blocks` partition the queries, of which the
+    first `decoding` are one each for slots 0 to n."""
 
     slots: Slots
+    decoding: int
     slot_N: Tensor
     position_N: Tensor
     blocks: "Sequence[DecodeBlock | PrefillBlock]"
@@ -133,7 +140,13 @@ class Plan:
         keys_SKTD, values_SKTD = self.slots.keys_LSKTD[layer], self.slots.values_LSKTD[layer]
         kv_heads = key_NKD.shape[1]
         outputs = []
+        compiled = self.decoding > 0 and scale is not None and softcap is None and sinks_H is None and self.slots.compiled
+        if compiled:
+            query_nHD = query_NHD[: self.decoding]
+            outputs.append(kernels.attend(query_nHD, keys_SKTD, values_SKTD, self.position_N, scale=scale, window=window))
         for index, block in enumerate(self.blocks):
+            if compiled and isinstance(block, DecodeBlock):
+                continue
             query = block.query(query_NHD, kv_heads)
             key, value, causal = block.keys(keys_SKTD, values_SKTD, key_NKD, value_NKD)
             at = (index, window)
@@ -160,7 +173,7 @@ class Plan:
         at = (-1, window)
         if at not in self._masks:
             blocks = [block for block in self.blocks if isinstance(block, DecodeBlock)]
-            at_n111 = self.position_N[: blocks[-1].last, None, None, None]
+            at_n111 = self.position_N[: self.decoding, None, None, None]
             self._masks[at] = _causal_mask(at_n111, max(block.length for block in blocks), window, dtype)
         return self._masks[at]
 
@@ -269,7 +282,7 @@ def make_plan(
         slot_P = torch.tensor([stretches[index].slot for index in members], device=device)
         blocks.append(PrefillBlock(first, len(token), start, slot_P))
     token_N, slot_N, position_N = torch.tensor([token, slot, position], dtype=torch.int64, device=device)
-    return Plan(slots, slot_N, position_N, blocks), token_N, last
+    return Plan(slots, len(decoding), slot_N, position_N, blocks), token_N, last
 
 
 def partition(lengths: Sequence[int], capacity: int) -> list[tuple[int, int, int]]:
