@@ -310,7 +310,8 @@ class NativeEngine:
         """Run `stretches` through the model in passes of at most `prefill_tokens`, the first of which also decodes slots 0 to
         `decoding`. Returns the logits [n, V] of the latter and [R, V] after each stretch."""
         current = [(r.tokens[-1], r.length - 1) for r in self._running[:decoding]]
-        runs = self._partition.runs([p + 1 for _, p in current], self._slots.capacity) if decoding else ()
+        cut = decoding and not self._slots.compiled
+        runs = self._partition.runs([p + 1 for _, p in current], self._slots.capacity) if cut else ()
         decoded_nV = None
         outputs: list[Tensor] = []
         order: list[int] = []

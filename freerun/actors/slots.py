@@ -1,10 +1,11 @@
-"""Keys and values of the running responses: preallocated slots, and attention over them without padding or copies.
+"""Keys and values of the running responses: preallocated slots, and attention over them without padding.
 
 Shapes: L layers, S slots, H query heads, K key/value heads, G query heads per key/value head, T positions (capacity), D head
 width, N tokens of one forward pass (all responses concatenated, no padding).
 
 A forward pass is described by a `Plan`, made once and used by every layer: where each token's key and value go, and which
-stretches of queries attend together. Grouped queries fold into the query length, so keys and values are never expanded.
+stretches of queries attend together. The compiled kernel, where it applies, needs only the former. The library's attends over
+rectangles; grouped queries fold into the query length, so keys and values are never expanded.
 """
 
 from collections.abc import Sequence
@@ -44,13 +45,16 @@ class Slots:
             self.keys_LSKTD = self._grown(self.keys_LSKTD)
             self.values_LSKTD = self._grown(self.values_LSKTD)
 
-    def write(self, layer: int, key_NKD: Tensor, value_NKD: Tensor, plan: "Plan") -> None:
-        """Store the keys and values of a forward pass where its plan says."""
+    def allocate(self, key_NKD: Tensor, value_NKD: Tensor) -> None:
+        """Make the storage for such keys and values, unless it is there."""
         if self.keys_LSKTD is None:
             self.keys_LSKTD = self._empty(key_NKD)
             self.values_LSKTD = self._empty(value_NKD)
-            alike = key_NKD.shape == value_NKD.shape
-            self.compiled = alike and kernels.usable(self.keys_LSKTD) and kernels.usable(self.values_LSKTD)
+            self.compiled = key_NKD.shape == value_NKD.shape and kernels.usable(self.keys_LSKTD)
+
+    def write(self, layer: int, key_NKD: Tensor, value_NKD: Tensor, plan: "Plan") -> None:
+        """Store the keys and values of a forward pass where its plan says."""
+        self.allocate(key_NKD, value_NKD)
         row_M = plan.rows(key_NKD.shape[1], self.capacity)
         self.keys_LSKTD[layer].view(-1, key_NKD.shape[2]).index_copy_(0, row_M, key_NKD.reshape(-1, key_NKD.shape[2]))
         self.values_LSKTD[layer].view(-1, value_NKD.shape[2]).index_copy_(0, row_M, value_NKD.reshape(-1, value_NKD.shape[2]))
@@ -136,17 +140,16 @@ class Plan:
 
         `window` limits how far back a query sees (itself included); `softcap` and `sinks_H` as in Gemma 2 and gpt-oss.
         """
-        self.slots.write(layer, key_NKD, value_NKD, self)
+        self.slots.allocate(key_NKD, value_NKD)
         keys_SKTD, values_SKTD = self.slots.keys_LSKTD[layer], self.slots.values_LSKTD[layer]
+        if self.slots.compiled and softcap is None and sinks_H is None:
+            scale = query_NHD.shape[2] ** -0.5 if scale is None else scale
+            fresh = query_NHD, key_NKD, value_NKD
+            return kernels.attend(*fresh, keys_SKTD, values_SKTD, self.slot_N, self.position_N, scale=scale, window=window)
+        self.slots.write(layer, key_NKD, value_NKD, self)
         kv_heads = key_NKD.shape[1]
         outputs = []
-        compiled = self.decoding > 0 and scale is not None and softcap is None and sinks_H is None and self.slots.compiled
-        if compiled:
-            query_nHD = query_NHD[: self.decoding]
-            outputs.append(kernels.attend(query_nHD, keys_SKTD, values_SKTD, self.position_N, scale=scale, window=window))
         for index, block in enumerate(self.blocks):
-            if compiled and isinstance(block, DecodeBlock):
-                continue
             query = block.query(query_NHD, kv_heads)
             key, value, causal = block.keys(keys_SKTD, values_SKTD, key_NKD, value_NKD)
             at = (index, window)
