@@ -109,7 +109,7 @@ INLINE void dots(const char *x, long ldx, const char *const w[4], long bytes, qu
 
 /* Columns n to n + 3 of the product below. */
 INLINE void product_columns(const char *x, long ldx, const char *w, char *out, long ldo, long M, long N, long K, long n,
-                            int low) {
+                            int low, int low_out) {
     long size = low ? 2 : 4, bytes = K * size, blocks = (M + ROWS - 1) / ROWS, at_once = (M + blocks - 1) / blocks;
     long count = N - n < 4 ? N - n : 4, each = (16 * WIDTH / blocks + 63) / 64 * 64;
     const char *row[4], *ahead = w + n * bytes + AHEAD;
@@ -121,23 +121,24 @@ INLINE void product_columns(const char *x, long ldx, const char *w, char *out, l
         WITH_ROWS(rows)
 #undef CALL
         for (int r = 0; r < rows; r++) {
-            char *to = out + ((m + r) * ldo + n) * size;
+            char *to = out + ((m + r) * ldo + n) * (low_out ? 2 : 4);
             quad_low half = __builtin_convertvector(ROUNDED((quad_bits)dot[r]) >> 16, quad_low);
-            if (count < 4) memcpy(to, low ? (void *)&half : (void *)&dot[r], count * size);
-            else if (low) *(quad_low *)to = half;
+            if (count < 4) memcpy(to, low_out ? (void *)&half : (void *)&dot[r], count * (low_out ? 2 : 4));
+            else if (low_out) *(quad_low *)to = half;
             else *(quad *)to = dot[r];
         }
     }
 }
 
-/* out[M, N] = x[M, K] w[N, K]^T, all bfloat16 if `low`, else float32. Rows of x and of out are `ldx` and `ldo` elements apart,
-   those of w lie without gaps, and K is a multiple of multiple(). */
-void product(const char *x, long ldx, const char *w, char *out, long ldo, long M, long N, long K, int threads, int low) {
+/* out[M, N] = x[M, K] w[N, K]^T. x and w are bfloat16 if `low`, out if `low_out`, else float32. Rows of x and of out are `ldx`
+   and `ldo` elements apart, those of w lie without gaps, and K is a multiple of multiple(). */
+void product(const char *x, long ldx, const char *w, char *out, long ldo, long M, long N, long K, int threads, int low,
+             int low_out) {
 #pragma omp parallel for num_threads(threads) if (threads > 1 && N * K > 65536)
     for (long n = 0; n < N; n += 4) {
         /* Constants again, which a parallel region turns into variables. */
-        if (low) product_columns(x, ldx, w, out, ldo, M, N, K, n, 1);
-        else product_columns(x, ldx, w, out, ldo, M, N, K, n, 0);
+        if (low) product_columns(x, ldx, w, out, ldo, M, N, K, n, 1, low_out);
+        else product_columns(x, ldx, w, out, ldo, M, N, K, n, 0, low_out);
     }
 }
 

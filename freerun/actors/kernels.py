@@ -49,12 +49,12 @@ def usable(tensor: Tensor) -> bool:
 
 
 def product(x_MK: Tensor, weight_OK: Tensor, out_MO: Tensor) -> None:
-    """`out = x weight^T` for a `usable` weight and at least one row. Rows of `x_MK` and `out_MO` may be strided, elements of a
-    row may not."""
+    """`out = x weight^T` for a `usable` weight, `x` of its type, at least one row, and `out` of that type or float32. Rows of
+    `x_MK` and `out_MO` may be strided, elements of a row may not."""
     (rows, inputs), outputs = x_MK.shape, weight_OK.shape[0]
     _library().product(
         *(x_MK.data_ptr(), x_MK.stride(0), weight_OK.data_ptr(), out_MO.data_ptr(), out_MO.stride(0)),
-        *(rows, outputs, inputs, torch.get_num_threads(), x_MK.dtype is torch.bfloat16),
+        *(rows, outputs, inputs, torch.get_num_threads(), x_MK.dtype is torch.bfloat16, out_MO.dtype is torch.bfloat16),
     )
 
 
@@ -95,7 +95,7 @@ def _library() -> ctypes.CDLL | None:
     if not path.exists() and not _compiled(path):
         return None
     library = ctypes.CDLL(str(path))
-    library.product.argtypes = [_POINTER, _LONG, _POINTER, _POINTER, *[_LONG] * 4, _INT, _INT]
+    library.product.argtypes = [_POINTER, _LONG, _POINTER, _POINTER, *[_LONG] * 4, _INT, _INT, _INT]
     library.attend.argtypes = [*[_POINTER] * 9, *[_LONG] * 5, _FLOAT, _LONG, _INT, _INT]
     library.product.restype = library.attend.restype = None
     return library

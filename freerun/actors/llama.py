@@ -60,7 +60,7 @@ class LlamaForward:
         body = self._model.model
         self._embedding, self._norm = body.embed_tokens.weight, body.norm.weight.float()
         self._layers = [self._layer(layer) for layer in body.layers]
-        self._head = Linear(self._model.lm_head)
+        self._head = Linear(self._model.lm_head, dtype=torch.float32)
 
     def __call__(self, token_N: Tensor, plan: Plan, row_R: Tensor | None) -> Tensor:
         heads, both, width = self._heads, self._heads + self._kv_heads, self._width

@@ -121,12 +121,12 @@ def test_what_is_not_finite_reaches_only_those_who_read_it(dtype: torch.dtype) -
 def test_products_equal_those_of_torch(dtype: torch.dtype, rows: int, outputs: int, inputs: int) -> None:
     # Strided rows on both sides.
     x_MK, weight_OK = normal(rows, inputs + 40, dtype=dtype)[:, 7 : 7 + inputs], normal(outputs, inputs, dtype=dtype)
-    out_MO = torch.full((rows, outputs + 9), 7.0, dtype=dtype)
-    product(x_MK, weight_OK, out_MO[:, 2 : 2 + outputs])
-    expected_MO = x_MK.float() @ weight_OK.float().t()
-    scale = inputs**0.5
-    close(out_MO[:, 2 : 2 + outputs] / scale, expected_MO / scale, dtype)
-    assert (out_MO[:, :2] == 7).all() and (out_MO[:, 2 + outputs :] == 7).all()
+    expected_MO = x_MK.double() @ weight_OK.double().t() / inputs**0.5
+    for result in {dtype, torch.float32}:
+        out_MO = torch.full((rows, outputs + 9), 7.0, dtype=result)
+        product(x_MK, weight_OK, out_MO[:, 2 : 2 + outputs])
+        close(out_MO[:, 2 : 2 + outputs] / inputs**0.5, expected_MO, result)
+        assert (out_MO[:, :2] == 7).all() and (out_MO[:, 2 + outputs :] == 7).all()
 
 
 def test_a_product_gives_a_row_the_same_bits_whatever_is_beside_it_and_on_any_number_of_threads(dtype: torch.dtype) -> None:

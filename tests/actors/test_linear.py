@@ -39,6 +39,23 @@ def test_layers_side_by_side_give_what_each_gives(way: str, dtype: torch.dtype, 
         torch.testing.assert_close(Linear(*layers)(x), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
+def test_a_wider_result_is_not_rounded_first(dtype: torch.dtype) -> None:
+    if not kernels.usable(torch.zeros(1, 64, dtype=dtype)):
+        pytest.skip("no compiler")
+    (layer,) = layers_of((576, 40), bias=True, dtype=dtype)
+    x_NC = torch.randn(5, 576).to(dtype)
+    expected_NO = F.linear(x_NC.double(), layer.weight.double(), layer.bias.double()).float()
+    got_NO = Linear(layer, dtype=torch.float32)(x_NC)
+    assert got_NO.dtype is torch.float32
+    torch.testing.assert_close(got_NO, expected_NO, rtol=1e-5, atol=1e-5)
+
+
+def test_the_library_gives_the_type_that_was_asked_for(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(kernels, "usable", lambda tensor: False)
+    (layer,) = layers_of((64, 40), bias=True, dtype=dtype)
+    assert Linear(layer, dtype=torch.float32)(torch.randn(5, 64).to(dtype)).dtype is torch.float32
+
+
 def test_weights_are_read_where_they_are_and_never_written(dtype: torch.dtype) -> None:
     if not kernels.usable(torch.zeros(1, 64, dtype=dtype)):
         pytest.skip("no compiler")
