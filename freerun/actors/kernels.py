@@ -71,7 +71,8 @@ def attend(
     window: int | None = None,
 ) -> Tensor:
     """Store each token's key and value at its position (int64) of its slot, then attend over positions 0 to that of the token,
-    the last `window` of them if given: [N, H, D]. For `usable` keys and values in slots."""
+    the last `window` of them if given: [N, H, D]. For `usable` keys and values in slots; what is given may be strided, but
+    for the elements of a head."""
     count, heads, width = query_NHD.shape
     _, kv_heads, capacity, _ = keys_SKTD.shape
     out_NHD = query_NHD.new_empty(count, heads, width)

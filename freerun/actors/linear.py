@@ -31,7 +31,8 @@ class Linear:
         """[..., C] to [..., O]."""
         rows, first = x.numel() // x.shape[-1], 0
         few = 0 < rows <= self._few
-        x_NC, out_NO = x.reshape(rows, x.shape[-1]), x.new_empty(rows, self._width, dtype=self._dtype if few else None)
+        x_NC = x.reshape(rows, x.shape[-1]).contiguous()
+        out_NO = x.new_empty(rows, self._width, dtype=self._dtype if few else None)
         for weight in self._weights:
             out = out_NO[:, first : first + len(weight)]
             kernels.product(x_NC, weight, out) if few else torch.mm(x_NC, weight.t(), out=out)

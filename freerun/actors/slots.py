@@ -144,8 +144,8 @@ class Plan:
         keys_SKTD, values_SKTD = self.slots.keys_LSKTD[layer], self.slots.values_LSKTD[layer]
         if self.slots.compiled and softcap is None and sinks_H is None:
             scale = query_NHD.shape[2] ** -0.5 if scale is None else scale
-            fresh = query_NHD, key_NKD, value_NKD
-            return kernels.attend(*fresh, keys_SKTD, values_SKTD, self.slot_N, self.position_N, scale=scale, window=window)
+            q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (query_NHD, key_NKD, value_NKD))
+            return kernels.attend(q, k, v, keys_SKTD, values_SKTD, self.slot_N, self.position_N, scale=scale, window=window)
         self.slots.write(layer, key_NKD, value_NKD, self)
         kv_heads = key_NKD.shape[1]
         outputs = []

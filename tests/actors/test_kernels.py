@@ -10,6 +10,7 @@ import torch
 
 from freerun.actors import kernels
 from freerun.actors.kernels import attend, product, usable
+from freerun.actors.slots import Slots, Stretch, make_plan
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -199,3 +200,16 @@ def test_one_source_serves_vectors_of_every_width(
         x_MK, weight_OK, out_MO = normal(8, 64, dtype=dtype), normal(6, 64, dtype=dtype), torch.empty(8, 6, dtype=dtype)
         product(x_MK, weight_OK, out_MO)
         close(out_MO / 8, (x_MK.float() @ weight_OK.float().t()) / 8, dtype)
+
+
+def test_a_plan_takes_queries_and_keys_that_lie_in_memory_in_any_order(dtype: torch.dtype) -> None:
+    given = {name: normal(3, heads, 64, dtype=dtype) for name, heads in (("query", 4), ("key", 2), ("value", 2))}
+    outputs = []
+    for turned in (False, True):
+        slots = Slots(1, 1, 16)
+        slots.reserve(16)
+        plan, _, _ = make_plan(slots, "cpu", stretches=[Stretch(0, 0, [0, 0, 0])])
+        strided = (x.transpose(1, 2).contiguous().transpose(1, 2) if turned else x for x in given.values())
+        outputs.append(plan.attend(0, *strided, scale=None))
+        assert slots.compiled
+    assert torch.equal(*outputs)

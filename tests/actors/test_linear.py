@@ -56,6 +56,14 @@ def test_the_library_gives_the_type_that_was_asked_for(monkeypatch: pytest.Monke
     assert Linear(layer, dtype=torch.float32)(torch.randn(5, 64).to(dtype)).dtype is torch.float32
 
 
+def test_inputs_may_lie_in_memory_in_any_order(way: str, dtype: torch.dtype) -> None:
+    (layer,) = layers_of((64, 40), bias=False, dtype=dtype)
+    x_NC = torch.randn(64, 5).to(dtype).t()
+    expected_NO = F.linear(x_NC, layer.weight)
+    torch.testing.assert_close(Linear(layer)(x_NC), expected_NO, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    torch.testing.assert_close(Linear(layer)(x_NC[None])[0], expected_NO, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
 def test_weights_are_read_where_they_are_and_never_written(dtype: torch.dtype) -> None:
     if not kernels.usable(torch.zeros(1, 64, dtype=dtype)):
         pytest.skip("no compiler")
