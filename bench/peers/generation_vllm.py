@@ -1,6 +1,6 @@
-"""The workload of `generation.py` through vLLM, run in an environment of its own and called by that script.
+"""The workload of `bench/generation.py` through vLLM, run in an environment of its own and called by that script.
 
-    python bench/generation_vllm.py MODEL JOBS.json OUT.json THREADS DTYPE
+    python bench/peers/generation_vllm.py MODEL JOBS.json OUT.json THREADS DTYPE
 
 `make bench-vllm-env` makes the environment. Prefix caching stays on, as vLLM ships it. The prompts of every round are the same,
 so the cache is emptied between rounds: a round that finds its prompts computed would measure nothing.
