@@ -3,6 +3,8 @@
 Shapes: N rows, C inputs, O outputs.
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -23,20 +25,21 @@ class Linear:
         biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
         self._few = _MOST_ROWS if all(map(kernels.usable, weights)) else 0
         small = len(weights) > 1 and sum(weight.numel() for weight in weights) <= _JOIN
-        self._weights = [torch.cat(weights)] if small and not self._few else weights
-        self._width, self._dtype = sum(map(len, weights)), dtype or weights[0].dtype
+        weights = [torch.cat(weights)] if small and not self._few else weights
+        ends = list(itertools.accumulate(weight.shape[0] for weight in weights))
+        self._parts = list(zip(weights, [0, *ends], ends, strict=False))
+        self._width, self._dtype = ends[-1], dtype or weights[0].dtype
         self._bias_O = torch.cat(biases) if biases else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., C] to [..., O]."""
-        rows, first = x.numel() // x.shape[-1], 0
+        rows = x.numel() // x.shape[-1]
         few = 0 < rows <= self._few
         x_NC = x.reshape(rows, x.shape[-1]).contiguous()
         out_NO = x.new_empty(rows, self._width, dtype=self._dtype if few else None)
-        for weight in self._weights:
-            out = out_NO[:, first : first + len(weight)]
+        for weight, first, last in self._parts:
+            out = out_NO if len(self._parts) == 1 else out_NO[:, first:last]
             kernels.product(x_NC, weight, out) if few else torch.mm(x_NC, weight.t(), out=out)
-            first += len(weight)
         if self._bias_O is not None:
             out_NO += self._bias_O
         return out_NO.to(self._dtype).view(*x.shape[:-1], self._width)
