@@ -7,8 +7,8 @@ Every engine gets the same requests: random prompts of 16 to 128 tokens, outputs
 and 128 (end-of-sequence is switched off), temperature 1, as many at once as `batch`; with groups, so many neighbours share a
 prompt. `generate` pads its batch and decodes it up to the longest output, as it must; only tokens that were asked for count.
 All sides use the same weights in the same type and the same number of threads. The native engine and vLLM record log-probs,
-the other two do not. Warm-up (five decode steps) is not counted. Rounds are interleaved, but for vLLM's, which run in a process
-of their own; each engine's best round counts. CPU time is shown beside wall time because a shared machine disturbs it less.
+the other two do not. Warm-up (five decode steps) is not counted. Rounds are interleaved, and each engine's best round counts.
+CPU time is shown beside wall time because a shared machine disturbs it less. On one core a table takes about 15 minutes.
 
 The log-probs that the native engine recorded are compared with those that a trainer computes: a plain forward over each
 finished sequence with float32 weights, in bfloat16 under autocast.
@@ -180,6 +180,44 @@ class ContinuousBatching:
         self._manager.stop(block=True)
 
 
+class Vllm:
+    """The same jobs through vLLM, in another environment and a process of its own, which sleeps between rounds."""
+
+    def __init__(self, args: argparse.Namespace, batch: int, jobs: Sequence[Job]) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        path = Path(self._folder.name) / "jobs.json"
+        path.write_text(json.dumps({"batch": batch, "warmup": WARMUP_STEPS, "jobs": [asdict(job) for job in jobs]}))
+        script = Path(__file__).parent / "peers" / "generation_vllm.py"
+        command = [args.vllm_python, str(script), args.model, str(path), str(args.threads), args.dtype]
+        self._errors = (Path(self._folder.name) / "errors").open("w+")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, bufsize=1
+        )
+        self._answer()
+
+    def round(self, row: Row) -> None:
+        """One round, if the process is still there. That it failed is recorded, not hidden."""
+        if self._process.poll() is None:
+            self._process.stdin.write("round\n")
+        answer = self._answer()
+        if answer is None:
+            self._errors.seek(0)
+            row.error = (self._errors.read().strip().splitlines() or ["no message"])[-1]
+        else:
+            row.wall_seconds = min(row.wall_seconds, answer["wall_seconds"])
+            row.cpu_seconds = min(row.cpu_seconds, answer["cpu_seconds"])
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def _answer(self) -> dict[str, float] | None:
+        """The next answer among whatever else vLLM prints; None if it has ended."""
+        lines = (line for line in self._process.stdout if line.startswith("answer "))
+        return next((json.loads(line.removeprefix("answer ")) for line in lines), None)
+
+
 def timed(row: Row, run: Callable[[], object]) -> object:
     """Run once, keep the better of the times."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -216,49 +254,33 @@ def compare(args: argparse.Namespace, batch: int, group: int) -> tuple[list[Row]
     reference = args.models["reference"][0]
     jobs = workload(requests, group, reference.config.vocab_size, args.seed)
     tokens, prompt_tokens = sum(job.output for job in jobs), sum(len(job.prompt) for job in jobs)
-    continuous = None
-    runs: dict[str, Callable[[Sequence[Job]], object]] = {}
-    for name in args.engines:
+    runs: dict[str, Callable[[Sequence[Job]], object] | Vllm] = {}
+    for name in [*args.engines, *["vllm"] * bool(args.vllm_python)]:
         if name.startswith("native"):
             runs[name] = Native(*args.models[name], batch)
         elif name == "continuous":
-            runs[name] = continuous = ContinuousBatching(*args.models[name], batch, prefix_sharing=group > 1)
+            runs[name] = ContinuousBatching(*args.models[name], batch, prefix_sharing=group > 1)
         else:
-            runs[name] = partial(generate, reference, batch=batch)
+            runs[name] = Vllm(args, batch, jobs) if name == "vllm" else partial(generate, reference, batch=batch)
     rows = {name: Row(batch, requests, group, name, tokens, prompt_tokens) for name in runs}
     results = {}
     for run in runs.values():
-        run([Job(job.prompt, WARMUP_STEPS) for job in jobs[:batch]])
+        if not isinstance(run, Vllm):
+            run([Job(job.prompt, WARMUP_STEPS) for job in jobs[:batch]])
     for _ in range(args.rounds):
         for name, run in runs.items():
             if isinstance(run, Native):
                 rows[name].swap_seconds = min(rows[name].swap_seconds, run.swap())
-            results[name] = timed(rows[name], partial(run, jobs))
+            if isinstance(run, Vllm):
+                run.round(rows[name])
+            else:
+                results[name] = timed(rows[name], partial(run, jobs))
             progress(rows[name])
-    if continuous is not None:
-        continuous.close()
-    if args.vllm_python:
-        rows["vllm"] = vllm(args, Row(batch, requests, group, "vllm", tokens, prompt_tokens), jobs)
-        progress(rows["vllm"])
+    for run in runs.values():
+        if isinstance(run, ContinuousBatching | Vllm):
+            run.close()
     most, mean = disagreement(args.models, results["native"]) if "native" in results else (math.nan, math.nan)
     return list(rows.values()), {"batch": batch, "group": group, "max": most, "mean": mean}
-
-
-def vllm(args: argparse.Namespace, row: Row, jobs: Sequence[Job]) -> Row:
-    """The same jobs in another environment. A failure is recorded, not hidden."""
-    with tempfile.TemporaryDirectory() as folder:
-        jobs_path, out_path = Path(folder) / "jobs.json", Path(folder) / "out.json"
-        asked = {"batch": row.batch, "rounds": args.rounds, "warmup": WARMUP_STEPS, "jobs": [asdict(job) for job in jobs]}
-        jobs_path.write_text(json.dumps(asked))
-        script = Path(__file__).parent / "peers" / "generation_vllm.py"
-        command = [args.vllm_python, str(script), args.model, str(jobs_path), str(out_path), str(args.threads), args.dtype]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            row.error = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        else:
-            result = json.loads(out_path.read_text())
-            row.wall_seconds, row.cpu_seconds = result["wall_seconds"], result["cpu_seconds"]
-    return row
 
 
 def load(folder: str, engines: Sequence[str], dtype: torch.dtype) -> dict[str, tuple]:

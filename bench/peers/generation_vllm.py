@@ -1,9 +1,10 @@
 """The workload of `bench/generation.py` through vLLM, run in an environment of its own and called by that script.
 
-    python bench/peers/generation_vllm.py MODEL JOBS.json OUT.json THREADS DTYPE
+    python bench/peers/generation_vllm.py MODEL JOBS.json THREADS DTYPE
 
-`make bench-vllm-env` makes the environment. Prefix caching stays on, as vLLM ships it. The prompts of every round are the same,
-so the cache is emptied between rounds: a round that finds its prompts computed would measure nothing.
+`make bench-vllm-env` makes the environment. One line of input asks for one round, and one line of output that begins with
+"answer" says how long it took; the first says that vLLM is ready. Prefix caching stays on, as vLLM ships it. The prompts of
+every round are the same, so the cache is emptied between rounds: a round that finds its prompts computed would measure nothing.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    model, jobs_path, out_path, threads, dtype = sys.argv[1:]
+    model, jobs_path, threads, dtype = sys.argv[1:]
     # Read when vllm is imported. One process, so that CPU time can be measured; logs are for people.
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -40,14 +41,13 @@ def main() -> None:
         assert [len(one.outputs[0].token_ids) for one in done] == outputs
 
     run([asked["warmup"]] * min(batch, len(jobs)))
-    walls, cpus = [], []
-    for _ in range(asked["rounds"]):
+    print("answer {}", flush=True)
+    for _ in sys.stdin:
         engine.reset_prefix_cache()
         wall, cpu = time.perf_counter(), time.process_time()
         run([job["output"] for job in jobs])
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    Path(out_path).write_text(json.dumps({"wall_seconds": min(walls), "cpu_seconds": min(cpus)}))
+        seconds = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+        print(f"answer {json.dumps(seconds)}", flush=True)
 
 
 if __name__ == "__main__":
