@@ -303,8 +303,10 @@ def table(rows: Sequence[Row]) -> str:
     native_rows = {row.batch: row for row in rows if row.engine == "native"}
     for row in rows:
         ours = native_rows.get(row.batch)
-        ratio = f"{ours.per_second / row.per_second:6.2f}x {ours.per_cpu_second / row.per_cpu_second:6.2f}x" if ours else ""
-        what = f"{row.per_second:9.1f} {row.per_cpu_second:9.1f}  {ratio:>16}" if not row.error else f"  {row.error[:80]}"
+        what = f"  {row.error[:80]}"
+        if not row.error:
+            ratio = f"{ours.per_second / row.per_second:6.2f}x {ours.per_cpu_second / row.per_cpu_second:6.2f}x" if ours else ""
+            what = f"{row.per_second:9.1f} {row.per_cpu_second:9.1f}  {ratio:>16}"
         lines.append(f"{row.batch:>5} {row.requests:>8} {row.group:>5}  {row.engine:<16}{what}")
     return "\n".join(lines)
 
