@@ -142,7 +142,8 @@ void product(const char *x, long ldx, const char *w, char *out, long ldo, long M
     }
 }
 
-/* exp(x) for x <= 0: 2^i (1 + r + r^2/2 + ...) with |r| <= ln(2)/2; relative error below 2e-7. NaN stays NaN. */
+/* exp(x) for x <= 0, but not below 1e-38: 2^i (1 + r + r^2/2 + ...) with |r| <= ln(2)/2; relative error below 2e-7. NaN stays
+   NaN. */
 INLINE vec exponential(vec x) {
     x = choose(x < -87.0f, (vec){0} - 87.0f, x);
     /* Adding 1.5 2^23 rounds to an integer and leaves it in the lowest bits. */
@@ -152,7 +153,7 @@ INLINE vec exponential(vec x) {
     return ((y + 1.0f) * r + 1.0f) * (vec)(((ints)shifted + 127) << 23);
 }
 
-/* score[t] = exp(scale (score[t] - the largest)), and zero from `length` to the next multiple of WIDTH; returns their sum. */
+/* score[t] = exp(scale (score[t] - the largest)) for t < length; returns their sum. Writes to the next multiple of WIDTH. */
 INLINE float softmax(float *score, long length, float scale) {
     long padded = (length + WIDTH - 1) / WIDTH * WIDTH;
     float top = score[0], sum = 0;

@@ -1,4 +1,5 @@
-"""Two kernels of our own for a CPU, in C (`decode.c`), compiled once where a C compiler is found; else the library's are used.
+"""Two kernels of our own for a CPU, in C (`decode.c`), compiled at first use, which takes seconds and happens once per machine,
+where a C compiler is found. Elsewhere the library's are used.
 
 Shapes: M rows, K inputs, O outputs; N tokens of one pass, S slots, H query heads, K key/value heads, T positions, D head width.
 
@@ -103,25 +104,34 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _compiled(path: Path) -> bool:
-    """Compile to `path`; False without a compiler that can. OpenMP is left for the loader to find, because torch has brought
-    its own and a second one would have a second set of threads; where that fails the kernels run on one thread."""
+    """Compile to `path`; False without a compiler that can, or without a place to write to."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made, part = Path(folder) / path.name, Path(folder) / "decode.o"
-        for openmp, tuned in itertools.product((["-fopenmp"], []), _TUNED):
-            commands = (
-                [compiler, *_FLAGS, tuned, *openmp, "-c", str(_SOURCE), "-o", str(part)],
-                [compiler, "-shared", str(part), "-o", str(made)],
-            )
-            if all(subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in commands):
-                with contextlib.suppress(OSError):
-                    ctypes.CDLL(str(made))
-                    made.rename(path)
-                    return True
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            if any(
+                _attempt(compiler, [tuned, *openmp], made) for openmp, tuned in itertools.product((["-fopenmp"], []), _TUNED)
+            ):
+                made.rename(path)
+                return True
     return False
+
+
+def _attempt(compiler: str, flags: list[str], made: Path) -> bool:
+    """Compile to `made` and see whether it can be loaded. OpenMP is left for the loader to find, because torch has brought its
+    own and a second one would have a second set of threads; where it is not found the kernels are made for one thread."""
+    part = made.with_suffix(".o")
+    for command in ([*_FLAGS, *flags, "-c", str(_SOURCE), "-o", str(part)], ["-shared", str(part), "-o", str(made)]):
+        if subprocess.run([compiler, *command], capture_output=True, check=False).returncode:
+            return False
+    try:
+        ctypes.CDLL(str(made))
+    except OSError:
+        return False
+    return True
 
 
 def _processor() -> str:

@@ -168,6 +168,14 @@ def test_without_a_compiler_the_kernels_do_not_apply(
     assert not usable(torch.zeros(8, 64))
 
 
+def test_without_a_place_to_write_to_the_kernels_do_not_apply(
+    monkeypatch: pytest.MonkeyPatch, fresh_cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FREERUN_CACHE", str(tmp_path / "file"))
+    assert not usable(torch.zeros(8, 64))
+
+
 def test_a_source_that_does_not_compile_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, fresh_cache: Path, tmp_path: Path
 ) -> None:
