@@ -98,13 +98,21 @@ def test_every_first_algorithm_runs_to_its_end(algorithm, tmp_path):
     assert all(row["metrics"]["lag/max"] <= 2 for row in rows)
 
 
-def test_at_lag_zero_generator_and_trainer_agree_on_every_log_prob(tmp_path):
-    _, rows = run(small(control={"max_lag": 0, "window": 1}), tmp_path / "run")
+# In bfloat16 the two round differently: the trainer under autocast over float32 weights, the generator with weights that were
+# rounded at publication.
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-4), ("bfloat16", 0.06)])
+def test_at_lag_zero_generator_and_trainer_agree_on_every_log_prob(tmp_path, dtype, most):
+    config = small(
+        control={"max_lag": 0, "window": 1},
+        generator=GeneratorConfig(max_context=16, dtype=dtype),
+        trainer=TrainerConfig(lr=1e-3, dtype=dtype),
+    )
+    _, rows = run(config, tmp_path / "run")
     assert all(row["metrics"]["lag/max"] == 0 for row in rows)
     # A step in which every group is flat computes nothing, so it has nothing to compare.
     measured = [row["metrics"]["mismatch/abs_max"] for row in rows if "mismatch/abs_max" in row["metrics"]]
     assert measured
-    assert max(measured) < 1e-4
+    assert max(measured) < most
 
 
 def test_a_serial_run_repeats_bit_for_bit(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from freerun.actors.linear import Linear
 from freerun.actors.slots import Plan
 
 _NAME = "freerun_slots"
@@ -63,12 +64,14 @@ def attention(
 
 
 class HuggingFaceForward:
-    """The generic path: the model's own forward, packed into one row without padding."""
+    """The generic path: the model's own forward, packed into one row without padding. Its attention and the products of its
+    linear layers are replaced by ours."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         AttentionInterface.register(_NAME, attention)
         self.model = model
         model.set_attn_implementation(_NAME)
+        self.refresh()
 
     def __call__(self, token_N: Tensor, plan: Plan, row_R: Tensor | None) -> Tensor:
         output = self.model(
@@ -81,4 +84,7 @@ class HuggingFaceForward:
         return output.logits[0]
 
     def refresh(self) -> None:
-        """Nothing to do: the modules read their parameters at every call."""
+        """Take up the parameters that the model points at now."""
+        for module in self.model.modules():
+            if type(module) is nn.Linear:
+                module.forward = Linear(module)

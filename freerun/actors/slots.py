@@ -1,10 +1,11 @@
-"""Keys and values of the running responses: preallocated slots, and attention over them without padding or copies.
+"""Keys and values of the running responses: preallocated slots, and attention over them without padding.
 
 Shapes: L layers, S slots, H query heads, K key/value heads, G query heads per key/value head, T positions (capacity), D head
 width, N tokens of one forward pass (all responses concatenated, no padding).
 
 A forward pass is described by a `Plan`, made once and used by every layer: where each token's key and value go, and which
-stretches of queries attend together. Grouped queries fold into the query length, so keys and values are never expanded.
+stretches of queries attend together. The compiled kernel, where it applies, needs only the former. The library's attends over
+rectangles; grouped queries fold into the query length, so keys and values are never expanded.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from freerun.actors import kernels
 
 _ROUND = 16
 _REACH = 32
@@ -29,6 +32,7 @@ class Slots:
         self.num_slots = num_slots
         self.limit = limit
         self.capacity = 0
+        self.compiled = False
         self.keys_LSKTD: Tensor | None = None
         self.values_LSKTD: Tensor | None = None
 
@@ -41,20 +45,25 @@ class Slots:
             self.keys_LSKTD = self._grown(self.keys_LSKTD)
             self.values_LSKTD = self._grown(self.values_LSKTD)
 
-    def write(self, layer: int, key_NKD: Tensor, value_NKD: Tensor, plan: "Plan") -> None:
-        """Store the keys and values of a forward pass where its plan says."""
+    def allocate(self, key_NKD: Tensor, value_NKD: Tensor) -> None:
+        """Make the storage for such keys and values, unless it is there."""
         if self.keys_LSKTD is None:
             self.keys_LSKTD = self._empty(key_NKD)
             self.values_LSKTD = self._empty(value_NKD)
+            self.compiled = key_NKD.shape == value_NKD.shape and kernels.usable(self.keys_LSKTD)
+
+    def write(self, layer: int, key_NKD: Tensor, value_NKD: Tensor, plan: "Plan") -> None:
+        """Store the keys and values of a forward pass where its plan says."""
+        self.allocate(key_NKD, value_NKD)
         row_M = plan.rows(key_NKD.shape[1], self.capacity)
         self.keys_LSKTD[layer].view(-1, key_NKD.shape[2]).index_copy_(0, row_M, key_NKD.reshape(-1, key_NKD.shape[2]))
         self.values_LSKTD[layer].view(-1, value_NKD.shape[2]).index_copy_(0, row_M, value_NKD.reshape(-1, value_NKD.shape[2]))
 
-    def copy(self, source: int, targets: Sequence[int], length: int) -> None:
-        """Copy the first `length` positions of slot `source` into each of `targets`."""
+    def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+        """Copy the first `length` positions of slot `sources[i]` into slot `targets[i]`, or of the only source into all."""
+        source_P, target_P = torch.tensor(sources), torch.tensor(targets)
         for storage in (self.keys_LSKTD, self.values_LSKTD):
-            for target in targets:
-                storage[:, target, :, :length] = storage[:, source, :, :length]
+            storage[:, target_P, :, :length] = storage[:, source_P, :, :length]
 
     def snapshot(self, slot: int, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values [L, K, length, D] of the first `length` positions of a slot, copied."""
@@ -96,9 +105,11 @@ class Stretch:
 
 @dataclass(slots=True)
 class Plan:
-    """One forward pass. `slot_N` and `position_N` say where each token belongs; `blocks` partition the queries."""
+    """One forward pass. `slot_N` and `position_N` say where each token belongs; `blocks` partition the queries, of which the
+    first `decoding` are one each for slots 0 to n."""
 
     slots: Slots
+    decoding: int
     slot_N: Tensor
     position_N: Tensor
     blocks: "Sequence[DecodeBlock | PrefillBlock]"
@@ -129,8 +140,13 @@ class Plan:
 
         `window` limits how far back a query sees (itself included); `softcap` and `sinks_H` as in Gemma 2 and gpt-oss.
         """
-        self.slots.write(layer, key_NKD, value_NKD, self)
+        self.slots.allocate(key_NKD, value_NKD)
         keys_SKTD, values_SKTD = self.slots.keys_LSKTD[layer], self.slots.values_LSKTD[layer]
+        if self.slots.compiled and softcap is None and sinks_H is None:
+            scale = query_NHD.shape[2] ** -0.5 if scale is None else scale
+            q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (query_NHD, key_NKD, value_NKD))
+            return kernels.attend(q, k, v, keys_SKTD, values_SKTD, self.slot_N, self.position_N, scale=scale, window=window)
+        self.slots.write(layer, key_NKD, value_NKD, self)
         kv_heads = key_NKD.shape[1]
         outputs = []
         for index, block in enumerate(self.blocks):
@@ -160,7 +176,7 @@ class Plan:
         at = (-1, window)
         if at not in self._masks:
             blocks = [block for block in self.blocks if isinstance(block, DecodeBlock)]
-            at_n111 = self.position_N[: blocks[-1].last, None, None, None]
+            at_n111 = self.position_N[: self.decoding, None, None, None]
             self._masks[at] = _causal_mask(at_n111, max(block.length for block in blocks), window, dtype)
         return self._masks[at]
 
@@ -269,7 +285,7 @@ def make_plan(
         slot_P = torch.tensor([stretches[index].slot for index in members], device=device)
         blocks.append(PrefillBlock(first, len(token), start, slot_P))
     token_N, slot_N, position_N = torch.tensor([token, slot, position], dtype=torch.int64, device=device)
-    return Plan(slots, slot_N, position_N, blocks), token_N, last
+    return Plan(slots, len(decoding), slot_N, position_N, blocks), token_N, last
 
 
 def partition(lengths: Sequence[int], capacity: int) -> list[tuple[int, int, int]]:
