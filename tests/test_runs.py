@@ -46,9 +46,10 @@ def small(**changes) -> RunConfig:
             "algorithm": aipo.Config(),
             "sampling": Sampling(max_tokens=3),
             "control": ControllerConfig(**control),
-            "generator": GeneratorConfig(max_context=16),
+            # Not "auto": where the processor has bfloat16, trainer and generator would agree to its few digits only.
+            "generator": GeneratorConfig(max_context=16, dtype="float32"),
             "reward": RewardConfig(),
-            "trainer": TrainerConfig(lr=1e-3),
+            "trainer": TrainerConfig(lr=1e-3, dtype="float32"),
             "placement": PlacementConfig(kind="inline", schedule="serial"),
             # A random model is never right, and a group of equal rewards teaches nothing.
             "warm_start": WarmStartConfig(algorithm=sft.Config(), steps=30, batch=16, lr=1e-2),
