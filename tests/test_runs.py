@@ -140,8 +140,9 @@ def test_a_resumed_synchronous_run_equals_the_unbroken_one(tmp_path):
     assert all(torch.equal(left[k], right[k]) for k in left)
 
 
-def test_a_resumed_asynchronous_run_trains_every_item_once(tmp_path):
-    config = small(control={"steps": 6, "checkpoint_every": 3, "max_lag": 2})
+@pytest.mark.parametrize("publish_every", [1, 2])
+def test_a_resumed_asynchronous_run_trains_every_item_once(publish_every, tmp_path):
+    config = small(control={"steps": 6, "checkpoint_every": 3, "max_lag": 2, "publish_every": publish_every})
     run(config, tmp_path / "run")
     newest = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1]
     (newest / "controller.json").write_text("{")
