@@ -23,9 +23,9 @@ HEADER = """\
 
 Every method at its defaults on the same small job, with every token exactly `lag` updates old. The job: reverse words of five
 letters, a transformer of 0.1M parameters, imitation until a third of the held-out words are right, then 200 steps of 16 prompts
-with 8 responses each, one optimiser step per batch, a learning rate that was tuned for REINFORCE at lag 0 and is the same for all
-(see [`freerun/claims/tiny.py`](../freerun/claims/tiny.py)). Everything goes through the real engine, in one process and a fixed
-order.
+with 8 responses each, one optimiser step per batch, a learning rate that was tuned for REINFORCE at lag 0 and is the same for
+all (see [`freerun/claims/tiny.py`](../freerun/claims/tiny.py)). Everything goes through the real engine, in one process and a
+fixed order.
 
 One job at one learning rate says which corrections do something, not which method is best: a method that moves slowly looks
 robust, and one with other defaults might do better.
@@ -79,8 +79,8 @@ def page(data: dict[str, Any]) -> str:
     start = fmean(run["start"] for one in data.values() for runs in one["cells"].values() for run in runs.values())
     return (
         HEADER
-        + f"\n## Held-out accuracy after 200 steps\n\nGreedy answers to 512 words; {start:.2f} before RL. Mean of {seeds} seeds, "
-        f"± half of the 95% interval (Student's t).\n\n{table(data, 'accuracy', '.2f')}"
+        + f"\n## Held-out accuracy after 200 steps\n\nGreedy answers to 512 words; {start:.2f} before RL. Mean of {seeds} "
+        f"seeds, ± half of the 95% interval (Student's t).\n\n{table(data, 'accuracy', '.2f')}"
         f"\n## Reward of the last 20 steps\n\nOf sampled responses, by a policy that is `lag` updates old.\n\n"
         f"{table(data, 'reward', '.2f')}"
         f"\n## Effective sample size\n\nOf the ratios current to behaviour over tokens, last 20 steps: 1 is on-policy.\n\n"
