@@ -118,7 +118,7 @@ async def warm_start(controller: Controller, stage: WarmStartConfig, task: Task,
             "warm_start",
             [examples.at(step * stage.batch + i) for i in range(stage.batch)],
             stage.algorithm,
-            stage.lr * (1 - step / stage.steps),
+            stage.learning_rate(step),
             what="warm-start",
             doing=f"supervised warm start, step {step + 1} of {stage.steps}",
         )

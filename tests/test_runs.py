@@ -46,9 +46,10 @@ def small(**changes) -> RunConfig:
             "algorithm": aipo.Config(),
             "sampling": Sampling(max_tokens=3),
             "control": ControllerConfig(**control),
-            "generator": GeneratorConfig(max_context=16),
+            # Not "auto": where the processor has bfloat16, trainer and generator would agree to its few digits only.
+            "generator": GeneratorConfig(max_context=16, dtype="float32"),
             "reward": RewardConfig(),
-            "trainer": TrainerConfig(lr=1e-3),
+            "trainer": TrainerConfig(lr=1e-3, dtype="float32"),
             "placement": PlacementConfig(kind="inline", schedule="serial"),
             # A random model is never right, and a group of equal rewards teaches nothing.
             "warm_start": WarmStartConfig(algorithm=sft.Config(), steps=30, batch=16, lr=1e-2),
@@ -147,8 +148,9 @@ def test_a_resumed_synchronous_run_equals_the_unbroken_one(tmp_path):
     assert all(torch.equal(left[k], right[k]) for k in left)
 
 
-def test_a_resumed_asynchronous_run_trains_every_item_once(tmp_path):
-    config = small(control={"steps": 6, "checkpoint_every": 3, "max_lag": 2})
+@pytest.mark.parametrize("publish_every", [1, 2])
+def test_a_resumed_asynchronous_run_trains_every_item_once(publish_every, tmp_path):
+    config = small(control={"steps": 6, "checkpoint_every": 3, "max_lag": 2, "publish_every": publish_every})
     run(config, tmp_path / "run")
     newest = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1]
     (newest / "controller.json").write_text("{")
@@ -158,6 +160,16 @@ def test_a_resumed_asynchronous_run_trains_every_item_once(tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[-1]["metrics"]["items/trained"] == 18
     assert state["step"] == 6
+
+
+def test_the_learning_rate_of_a_warm_start_is_held_and_then_falls_to_zero():
+    falls = WarmStartConfig(algorithm=sft.Config(), steps=10, lr=1.0)
+    assert [falls.learning_rate(step) for step in (0, 5, 9)] == pytest.approx([1.0, 0.5, 0.1])
+    held = replace(falls, hold=0.6)
+    assert [held.learning_rate(step) for step in (0, 4, 6, 8, 9)] == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.25])
+    assert replace(falls, hold=1.0).learning_rate(9) == 1.0
+    with pytest.raises(ConfigError, match="learning rate"):
+        replace(falls, hold=1.1)
 
 
 def test_a_warm_start_comes_before_version_zero(tmp_path):
