@@ -17,7 +17,7 @@ from freerun.errors import DataError, StaleItem
 from freerun.ops.ratios import lag_counts
 from freerun.types import COLUMNS, Batch, Group, Histogram, Max, Mean, Metric, Source, Stop, Sum, Trajectory, merge_all
 
-PRODUCED = frozenset(COLUMNS) - {"returns"}
+PRODUCED = frozenset(COLUMNS) - {"returns", "mask_selected"}
 """Columns that the trainer can give an algorithm; values only with a critic, and what only `prepare` can make not at all."""
 VERSIONED = {Source.ROLLOUT, Source.RECALLED, Source.REPLAY}
 """Sources whose tokens a version of this run produced."""
@@ -77,7 +77,7 @@ def rows_of(group: Group, index: int, algorithm: Algorithm, state: State, *, ver
             expected=f"[{len(group.trajectories)}] or [{len(group.trajectories)}, T], one per trajectory, or per action token",
             todo=f"correct the credit function of '{algorithm.name}'",
         )
-    rows = []
+    rows, total = [], sum(trajectory.num_actions for trajectory in group.trajectories)
     for i, (trajectory, advantage) in enumerate(zip(group.trajectories, advantage_G.float(), strict=True)):
         if not trajectory.num_actions:
             continue
@@ -86,7 +86,7 @@ def rows_of(group: Group, index: int, algorithm: Algorithm, state: State, *, ver
             tokens_T=trajectory.tokens_T.long(),
             action_T=trajectory.action_T,
             per_token=_token_columns(group, trajectory, advantage, algorithm, version),
-            per_row={"group": index, **({"reward": reward} if group.rewards or expert else {})},
+            per_row={"group": index, "group_tokens": total, **({"reward": reward} if group.rewards or expert else {})},
             expert=expert,
         )
         rows.append(row)
@@ -118,11 +118,13 @@ def split_silent(rows: Sequence[Row], algorithm: Algorithm) -> tuple[list[Row], 
 
 
 def batch_of(rows: Sequence[Row], device: torch.device) -> Batch:
-    """The columns that all `rows` have, padded with zeros to the longest. No rows have masks of no elements, and nothing
-    else."""
-    masks = ("mask", "mask_rollout", "mask_expert")
+    """The columns that all `rows` have, padded with zeros to the longest. No rows have masks of no elements, and what counts
+    them."""
     if not rows:
-        return Batch({name: torch.zeros(0, 0, dtype=torch.bool, device=device) for name in masks})
+        none_BT = torch.zeros(0, 0, dtype=torch.bool, device=device)
+        nothing = {name: none_BT for name in COLUMNS if name.startswith("mask")}
+        return Batch({**nothing, "group_tokens": torch.zeros(0, device=device)})
+    masks = ("mask", "mask_rollout", "mask_expert")
     mask_BT = _padded([torch.ones(int(row.action_T.sum()), dtype=torch.bool) for row in rows], device)
     expert_B1 = torch.tensor([[row.expert] for row in rows], device=device)
     columns = dict(zip(masks, (mask_BT, mask_BT & ~expert_B1, mask_BT & expert_B1), strict=True))
@@ -136,7 +138,7 @@ def batch_of(rows: Sequence[Row], device: torch.device) -> Batch:
 
 
 def data_metrics(groups: Sequence[Group], rows: Sequence[Row]) -> dict[str, Metric]:
-    """What rewards, responses, advantages and lags of a part of the step add up to."""
+    """What rewards, responses and lags of a part of the step add up to."""
     demonstrated = [group for group in groups if group.source is Source.EXPERT]
     trained = sum(t.num_actions for group in groups for t in group.trajectories)
     groups = [group for group in groups if group.source is not Source.EXPERT]
@@ -161,24 +163,31 @@ def data_metrics(groups: Sequence[Group], rows: Sequence[Row]) -> dict[str, Metr
         for group in groups
         for reward in group.rewards
     ]
-    return merge_all(parts) | metrics | _token_metrics(rows)
+    return merge_all(parts) | metrics | _lag_metrics(rows)
 
 
-def _token_metrics(rows: Sequence[Row]) -> dict[str, Metric]:
-    rows = [row for row in rows if not row.expert]
-    if not rows:
+def advantage_metrics(rows: Sequence[Row]) -> dict[str, Metric]:
+    """How much signal these rows carry; demonstrations aside, whose credit compares them with nothing."""
+    advantages = [row.per_token["advantage"] for row in rows if not row.expert]
+    if not advantages:
         return {}
-    advantage_N = torch.cat([row.per_token["advantage"] for row in rows])
-    metrics: dict[str, Metric] = {
+    advantage_N = torch.cat(advantages)
+    return {
         "advantage/mean": Mean(float(advantage_N.sum()), len(advantage_N)),
         "advantage/abs_mean": Mean(float(advantage_N.abs().sum()), len(advantage_N)),
     }
-    lags = [row.per_token["lag"] for row in rows if "lag" in row.per_token]
-    if lags:
-        lag_N = torch.cat(lags)
-        metrics["lag/mean"] = Mean(float(lag_N.sum()), len(lag_N))
-        metrics |= {"lag/max": Max(float(lag_N.max())), "lag/tokens": Histogram(lag_counts(lag_N))}
-    return metrics
+
+
+def _lag_metrics(rows: Sequence[Row]) -> dict[str, Metric]:
+    lags = [row.per_token["lag"] for row in rows if not row.expert and "lag" in row.per_token]
+    if not lags:
+        return {}
+    lag_N = torch.cat(lags)
+    return {
+        "lag/mean": Mean(float(lag_N.sum()), len(lag_N)),
+        "lag/max": Max(float(lag_N.max())),
+        "lag/tokens": Histogram(lag_counts(lag_N)),
+    }
 
 
 def _check_trajectory(group: Group, index: int, trajectory: Trajectory) -> None:
