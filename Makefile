@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test test-slow test-dist check format bench bench-peers-env docs lock clean
+.PHONY: help env demo test test-slow test-dist test-peers check format bench bench-peers-env docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ test-slow: env ## learning tests and others that take minutes
 
 test-dist: env ## only the tests that spawn processes
 	$(BIN)/python -m pytest -m "dist and not gpu" $(TEST_ARGS)
+
+test-peers: env bench-peers-env ## our losses against those of TRL's own trainers
+	PEERS_PYTHON=$${PEERS_PYTHON:-$(CURDIR)/$(PEERS_VENV)/bin/python} $(BIN)/python -m pytest -m peers $(TEST_ARGS)
 
 check: env ## lint, format, types, layers, budgets, generated docs
 	$(BIN)/ruff check .
