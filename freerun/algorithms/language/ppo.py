@@ -89,13 +89,12 @@ class Config:
             )
             terms.append(bonus)
         penalised = {proximal, "logp_reference"} if self.kl_coefficient > 0 else set()
+        read = penalised | {proximal} | ({"values"} if self.value_clip is not None else set())
         return Algorithm(
             name="ppo",
             credit=advantages.credit(advantages.raw),
             terms=tuple(terms),
-            needs=frozenset(
-                {"mask", "advantage", proximal, "returns", "values"} - ({"values"} if self.value_clip is None else set())
-            ),
+            needs=frozenset({"mask", "advantage", "returns"} | read),
             prepare=partial(prepare, config=self),
             uses=frozenset({"mask", "reward", "values"} | penalised),
             makes=frozenset({"advantage", "returns"}),
@@ -118,7 +117,10 @@ def policy_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config)
     loss_BT, clipped_BT = losses.clipped_surrogate(
         u_BT, batch["advantage"], low=config.clip_low, high=config.clip_high, dual=config.dual_clip
     )
-    return LossOut(loss_BT, means(batch["mask"], **{"proximal_ratio": u_BT.exp(), "ratio/clipped": clipped_BT}))
+    found = {"proximal_ratio": u_BT.exp(), "ratio/clipped": clipped_BT}
+    if config.kl_coefficient > 0:
+        found["kl/reference"] = losses.log_ratio(outputs["logp"], batch["logp_reference"])
+    return LossOut(loss_BT, means(batch["mask"], **found))
 
 
 def value_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config) -> LossOut:

@@ -62,7 +62,7 @@ class Config:
             name="reinforce_pp",
             credit=advantages.credit(BASELINES[self.baseline]),
             terms=(policy, reference) if in_loss else (policy,),
-            needs=frozenset({"mask", "advantage", proximal} | ({"logp_reference"} if in_loss else set())),
+            needs=frozenset({"mask", "advantage", proximal} | ({"logp_reference"} if uses_kl else set())),
             group_baseline=self.baseline == "group_mean",
             advantage_gates=not uses_kl,
             prepare=partial(prepare, config=self),
@@ -82,7 +82,10 @@ def prepare(batch: Batch, state: State, *, config: Config) -> dict[str, Tensor]:
 def policy_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config) -> LossOut:
     u_BT = losses.log_ratio(outputs["logp"], batch[PROXIMAL[config.proximal]])
     loss_BT, clipped_BT = losses.clipped_surrogate(u_BT, batch["advantage"], low=config.clip_low, high=config.clip_high)
-    return LossOut(loss_BT, means(batch["mask"], **{"proximal_ratio": u_BT.exp(), "ratio/clipped": clipped_BT}))
+    found = {"proximal_ratio": u_BT.exp(), "ratio/clipped": clipped_BT}
+    if config.kl == "reward" and config.kl_coefficient > 0:
+        found["kl/reference"] = kl.k1(losses.log_ratio(outputs["logp"], batch["logp_reference"]))
+    return LossOut(loss_BT, means(batch["mask"], **found))
 
 
 def kl_loss(outputs: Outputs, batch: Batch, state: State) -> LossOut:

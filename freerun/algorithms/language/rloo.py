@@ -50,11 +50,12 @@ class Config:
 
     def build(self) -> Algorithm:
         penalised, proximal = self.kl_coefficient > 0, PROXIMAL[self.proximal]
+        read = ({proximal} if self.clip == "sequence" else set()) | ({"logp_reference"} if penalised else set())
         return Algorithm(
             name="rloo",
             credit=advantages.credit(advantages.leave_one_out),
             terms=(Term(name="policy", loss=partial(policy_loss, config=self), reduction=Reduction(self.reduction)),),
-            needs=frozenset({"mask", "advantage"} | ({proximal} if self.clip == "sequence" else set())),
+            needs=frozenset({"mask", "advantage"} | read),
             group_baseline=True,
             advantage_gates=not penalised,
             prepare=partial(prepare, config=self) if penalised else None,
@@ -74,12 +75,15 @@ def prepare(batch: Batch, state: State, *, config: Config) -> dict[str, Tensor]:
 
 def policy_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config) -> LossOut:
     logp_BT, advantage_BT, mask_BT = outputs["logp"], batch["advantage"], batch["mask"]
+    found = {}
+    if config.kl_coefficient > 0:
+        found["kl/reference"] = losses.log_ratio(logp_BT, batch["logp_reference"])
     if config.clip == "none":
-        return LossOut(losses.score_loss(logp_BT, advantage_BT))
+        return LossOut(losses.score_loss(logp_BT, advantage_BT), means(mask_BT, **found))
     u_BT = losses.log_ratio(logp_BT, batch[PROXIMAL[config.proximal]])
     u_B1 = ratios.sequence_log_ratio(u_BT, mask_BT, mean=False).clamp(-losses.LOG_RATIO_LIMIT, losses.LOG_RATIO_LIMIT)
     loss_BT, clipped_BT = losses.clipped_surrogate(u_B1, advantage_BT, low=config.clip_low, high=config.clip_high)
     # The loss of a response is spread over its tokens, which add up to it.
     loss_BT = loss_BT / mask_BT.sum(-1, keepdim=True).clamp(min=1)
-    found = {"proximal_ratio": u_B1.exp().expand_as(u_BT), "ratio/clipped": clipped_BT}
+    found |= {"proximal_ratio": u_B1.exp().expand_as(u_BT), "ratio/clipped": clipped_BT}
     return LossOut(loss_BT, means(mask_BT, **found))
