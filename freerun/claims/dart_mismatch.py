@@ -27,7 +27,8 @@ def claim() -> Claim:
             Expectation(better="dart", worse="no correction", margin=0.05),
             Expectation(better="dart", worse="dart, no filter", margin=-0.02, metric="value"),
         ),
+        seeds=10,
         quick=True,
-        minutes=0.5,
+        minutes=1.0,
         tried="A cap of 2 without a filter, which is TIS, is run beside. Entropy here is that of whole responses.",
     )

@@ -26,7 +26,8 @@ def claim() -> Claim:
             Expectation(better="0.5 to 5", worse="no correction", margin=0.01, metric="cosine"),
             Expectation(better="0.5 to 5", worse="no correction", margin=-0.02, metric="value"),
         ),
+        seeds=10,
         quick=True,
-        minutes=0.5,
+        minutes=1.0,
         tried="The narrower window of slime and SkyRL, and TIS in its place, are run beside.",
     )

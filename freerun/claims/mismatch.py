@@ -52,18 +52,19 @@ def expected_update(config: AlgorithmConfig, logits_V: Tensor, sampler_V: Tensor
     """What the method's policy term makes of one draw, on average over the sampler's draws. The advantage is what a large group
     would give: the reward minus the sampler's mean, not scaled."""
     logits_V = logits_V.clone().requires_grad_()
-    logp_1V = logits_V.log_softmax(-1)[None]
-    mask_1V = torch.ones_like(logp_1V, dtype=torch.bool)
+    # Each arm is a response of one token.
+    logp_V1 = logits_V.log_softmax(-1)[:, None]
+    mask_V1 = torch.ones_like(logp_V1, dtype=torch.bool)
     columns = {
-        "mask": mask_1V,
-        "mask_selected": mask_1V,
-        "advantage": (reward_V - (sampler_V * reward_V).sum())[None],
-        "logp_behaviour": sampler_V.log()[None],
-        "logp_proximal": logp_1V.detach(),
+        "mask": mask_V1,
+        "mask_selected": mask_V1,
+        "advantage": (reward_V - (sampler_V * reward_V).sum())[:, None],
+        "logp_behaviour": sampler_V.log()[:, None],
+        "logp_proximal": logp_V1.detach(),
     }
     algorithm = config.build()
-    out = algorithm.terms[0].loss({"logp": logp_1V}, Batch(columns, reader=algorithm.name), algorithm.init())
-    (gradient_V,) = torch.autograd.grad((sampler_V * out.loss[0]).sum(), logits_V)
+    out = algorithm.terms[0].loss({"logp": logp_V1}, Batch(columns, reader=algorithm.name), algorithm.init())
+    (gradient_V,) = torch.autograd.grad((sampler_V * out.loss[:, 0]).sum(), logits_V)
     return -gradient_V
 
 

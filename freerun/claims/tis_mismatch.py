@@ -26,7 +26,8 @@ def claim() -> Claim:
             Expectation(better="token, cap 2", worse="no correction", margin=0.01, metric="cosine"),
             Expectation(better="token, cap 2", worse="no correction", margin=-0.02, metric="value"),
         ),
+        seeds=10,
         quick=True,
-        minutes=0.5,
+        minutes=1.0,
         tried="Weights of whole responses, with SkyRL's cap of 5, are the same in one step of one token; they are run beside.",
     )
