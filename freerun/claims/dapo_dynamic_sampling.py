@@ -39,16 +39,17 @@ def sequences(seed: int, *, dynamic: bool, steps: int, groups: int = SETTING.gro
         logits_PTSV = learner.logits_PTSV.detach()
         values.append(float(problem.value(logits_PTSV).mean()))
         kept: list[tabular.Samples] = []
+        flat: list[tabular.Samples] = []
         for _ in range(MAX_DRAWS * groups):
             prompt_B = torch.randint(len(logits_PTSV), (1,), generator=make).repeat_interleave(SETTING.group_size)
             group = tabular.sample(problem, logits_PTSV, prompt_B, learner.version, make)
             drawn += 1
             teaches = bool(group.reward_B.max() > group.reward_B.min())
-            if teaches or not dynamic:
-                kept.append(group)
-                useful += teaches
+            (kept if teaches or not dynamic else flat).append(group)
+            useful += teaches
             if len(kept) == groups:
                 break
+        kept += flat[: groups - len(kept)]
         learner.step(tabular.Samples(*map(torch.cat, zip(*kept, strict=True))))
     last = float(problem.value(learner.logits_PTSV.detach()).mean())
     return {

@@ -60,5 +60,9 @@ def claim() -> Claim:
         ),
         quick=True,
         minutes=0.2,
-        tried="The paper's clip, 3e-4 and 4e-4, is for thousands of tokens and many small steps; it is run beside.",
+        tried=(
+            "The paper's clip, 3e-4 and 4e-4, is for thousands of tokens and many small steps; it is run beside, and so "
+            "is the product, as RLOO with a clip: responses of this task have eight tokens, in which a product does not "
+            "spread much, and it learns fastest."
+        ),
     )
