@@ -24,7 +24,8 @@ def arm(algorithm: AlgorithmConfig, setting: tabular.Setting = SINGLE) -> Arm:
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "With one response to each of 128 prompts, REINFORCE++ learns the sequence task faster than REINFORCE without a baseline: expected reward, mean over 100 updates."
+            "With one response to each of 128 prompts, REINFORCE++ learns the sequence task faster than REINFORCE without "
+            "a baseline: expected reward, mean over 100 updates."
         ),
         paper="REINFORCE++ (arXiv 2501.03262)",
         method=reinforce_pp,

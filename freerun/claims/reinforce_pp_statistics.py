@@ -9,7 +9,8 @@ from freerun.ops.reduce import Reduction
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "On prompts solved 5, 30, 60 and 90% of the time, in groups of 64, the update of REINFORCE++ with a group mean is closer in direction to the gradient of the expected reward than GRPO's, by more than 0.01 of cosine."
+            "On prompts solved 5, 30, 60 and 90% of the time, in groups of 64, the update of REINFORCE++ with a group "
+            "mean is closer in direction to the gradient of the expected reward than GRPO's, by more than 0.01 of cosine."
         ),
         paper="REINFORCE++ (arXiv 2501.03262)",
         method=reinforce_pp,
