@@ -47,8 +47,8 @@ GRPO = {
     "gspo": {
         "loss_type": "grpo",
         "importance_sampling_level": "sequence",
-        "epsilon": 0.02,
-        "epsilon_high": 0.03,
+        "epsilon": 0.005,
+        "epsilon_high": 0.007,
         "beta": 0.0,
     },
     "cispo": {"loss_type": "cispo", "epsilon_high": 1.3, "beta": 0.0},

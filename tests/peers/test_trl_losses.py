@@ -114,6 +114,8 @@ def test_loss_and_gradient_are_those_of_trl(asked, case):
     loss, gradient_BT = step(algorithm, batch, found["logp"])
     assert float(loss) == pytest.approx(float(found["loss"]), rel=1e-6)
     assert found["gradient"].abs().max() > 0
+    if case in ("drgrpo", "dapo", "gspo", "rloo"):
+        assert bool((found["gradient"][found["mask"]] == 0).any()), "some tokens are beyond the clip"
     assert torch.allclose(gradient_BT, found["gradient"], rtol=1e-6, atol=1e-9)
 
 
