@@ -25,7 +25,8 @@ def arm(config: AlgorithmConfig) -> Arm:
         choices = Choices(lengths=(1, 1, 1, 1), rewards=tuple(rewards.tolist()), start_PR=logits_1R)
         truth_1R = choices.gradient(logits_1R)
         mean_1R, variance = choices.moments(config.build(), logits_1R, SIZE)
-        setting = tabular.Setting(steps=100)
+        # The learning rate of the task is for means over tokens; sums over eight are as much larger.
+        setting = tabular.Setting(steps=100, lr=168 / 8, clip_norm=8.0)
         shifted, plain = (
             tabular.train(config, task, setting, seed=seed) for task in (tabular.chain().scaled(1, 2), tabular.chain())
         )
@@ -67,7 +68,8 @@ def claim() -> Claim:
         minutes=1.0,
         tried=(
             "A first version measured the spread against the length of the gradient, which varies too much from bandit to "
-            "bandit, and learnt the sequence task with rewards of 0 and 1: there no baseline is needed, the difference "
-            "after 100 updates was 0.000 +- 0.006 (loss_01)."
+            "bandit, and learnt the sequence task with rewards of 0 and 1, as loss_01 still does. Up to the third the "
+            "task was learnt with the step length of means over tokens, eight times what was meant: then everything is "
+            "learnt at once, and no baseline was better by 0.002."
         ),
     )
