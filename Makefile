@@ -20,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test test-slow test-dist claims claims-quick check format bench bench-peers-env bench-vllm-env docs lock clean
+.PHONY: help env demo test test-slow test-dist test-peers claims claims-quick check format bench bench-peers-env bench-vllm-env docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ claims: env ## every small experiment on what a paper claims; writes docs/claims
 
 claims-quick: env ## the quick ones; fails if a verdict is not the one on record
 	$(BIN)/freerun claims --quick --check $(CLAIMS_ARGS)
+
+test-peers: env bench-peers-env ## our losses against those of TRL's own trainers
+	PEERS_PYTHON=$${PEERS_PYTHON:-$(CURDIR)/$(PEERS_VENV)/bin/python} $(BIN)/python -m pytest -m peers $(TEST_ARGS)
 
 check: env ## lint, format, types, layers, budgets, generated docs
 	$(BIN)/ruff check .

@@ -23,8 +23,8 @@ def arm(algorithm: AlgorithmConfig) -> Arm:
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "On static data importance weights find the best arm where REINFORCE ends at the one that the sampler likes; cut "
-            "off at rho = 2 they get half way, at rho = 10 all the way."
+            "On static data importance weights find the best arm where REINFORCE ends at the one that the sampler likes; "
+            "cut off at rho = 2 they get half way, at rho = 10 all the way."
         ),
         paper="LlamaRL (arXiv 2505.24034); the bandit is that of arXiv 2509.24203",
         method=aipo,

@@ -24,7 +24,7 @@ from freerun.trainer.forward import Predictions, outputs_of
 from freerun.trainer.update import GradientSum, check_algorithm, divide_and_clip, due, global_counts
 from freerun.types import COLUMNS, Batch, Group, Histogram, Metric, Prompt, RewardResult, Source, Stop, Trajectory
 
-PRODUCED = frozenset(COLUMNS) - {"returns"}
+PRODUCED = frozenset(COLUMNS) - {"returns", "mask_selected"}
 """Columns that a table can give an algorithm: all but what only `prepare` makes. The value of the reference policy is exact."""
 
 
@@ -194,6 +194,7 @@ class Learner:
             "advantage": advantage_BT,
             "reward": torch.where(expert_B1[:, 0], math.nan, samples.reward_B),
             "group": torch.where(expert_B1[:, 0], row_B - num + num // size, row_B // size),
+            "group_tokens": torch.where(expert_B1[:, 0], 1, size) * mask_BT.shape[1],
         }
         if not self.setting.dataset:
             columns |= {"version": version_BT, "lag": torch.where(expert_B1, 0, self.version - version_BT)}

@@ -17,7 +17,7 @@ from freerun.errors import DataError, StaleItem
 from freerun.ops.ratios import lag_counts
 from freerun.types import COLUMNS, Batch, Group, Histogram, Max, Mean, Metric, Source, Stop, Sum, Trajectory, merge_all
 
-PRODUCED = frozenset(COLUMNS) - {"returns"}
+PRODUCED = frozenset(COLUMNS) - {"returns", "mask_selected"}
 """Columns that the trainer can give an algorithm; values only with a critic, and what only `prepare` can make not at all."""
 CPU = torch.device("cpu")
 VERSIONED = {Source.ROLLOUT, Source.RECALLED, Source.REPLAY}
@@ -89,8 +89,9 @@ def rows_of(group: Group, index: int, algorithm: Algorithm, state: State, *, ver
             expected=f"[{len(group.trajectories)}] or [{len(group.trajectories)}, T], one per trajectory, or per action token",
             todo=f"correct the credit function of '{algorithm.name}'",
         )
-    rows = []
-    found = zip(group.trajectories, advantage_G.float(), _token_columns(group, algorithm, version), strict=True)
+    columns_G = _token_columns(group, algorithm, version)
+    rows, total = [], sum(num for num, _ in columns_G)
+    found = zip(group.trajectories, advantage_G.float(), columns_G, strict=True)
     for i, (trajectory, advantage, (num, columns)) in enumerate(found):
         if not num:
             continue
@@ -99,7 +100,7 @@ def rows_of(group: Group, index: int, algorithm: Algorithm, state: State, *, ver
             tokens_T=trajectory.tokens_T.long(),
             action_T=trajectory.action_T,
             per_token={"advantage": advantage.expand(num) if advantage.dim() == 0 else advantage[:num], **columns},
-            per_row={"group": index, **({"reward": reward} if group.rewards or expert else {})},
+            per_row={"group": index, "group_tokens": total, **({"reward": reward} if group.rewards or expert else {})},
             expert=expert,
         )
         rows.append(row)
@@ -137,11 +138,13 @@ def split_silent(rows: Sequence[Row], algorithm: Algorithm) -> tuple[list[Row], 
 
 
 def batch_of(rows: Sequence[Row], device: torch.device) -> Batch:
-    """The columns that all `rows` have, padded with zeros to the longest. No rows have masks of no elements, and nothing
-    else."""
-    masks = ("mask", "mask_rollout", "mask_expert")
+    """The columns that all `rows` have, padded with zeros to the longest. No rows have masks of no elements, and what counts
+    them."""
     if not rows:
-        return Batch({name: torch.zeros(0, 0, dtype=torch.bool, device=device) for name in masks})
+        none_BT = torch.zeros(0, 0, dtype=torch.bool, device=device)
+        nothing = {name: none_BT for name in COLUMNS if name.startswith("mask")}
+        return Batch({**nothing, "group_tokens": torch.zeros(0, device=device)})
+    masks = ("mask", "mask_rollout", "mask_expert")
     num_B1 = torch.tensor([[len(row.per_token["advantage"])] for row in rows])
     mask_BT = (torch.arange(int(num_B1.max())) < num_B1).to(device)
     expert_B1 = torch.tensor([[row.expert] for row in rows], device=device)
@@ -156,7 +159,7 @@ def batch_of(rows: Sequence[Row], device: torch.device) -> Batch:
 
 
 def data_metrics(groups: Sequence[Group], rows: Sequence[Row]) -> dict[str, Metric]:
-    """What rewards, responses, advantages and lags of a part of the step add up to."""
+    """What rewards, responses and lags of a part of the step add up to."""
     demonstrated = [group for group in groups if group.source is Source.EXPERT]
     trained = sum(len(row.per_token["advantage"]) for row in rows)
     groups = [group for group in groups if group.source is not Source.EXPERT]
@@ -182,24 +185,31 @@ def data_metrics(groups: Sequence[Group], rows: Sequence[Row]) -> dict[str, Metr
         for group in groups
         for reward in group.rewards
     ]
-    return merge_all(parts) | metrics | _token_metrics(rows)
+    return merge_all(parts) | metrics | _lag_metrics(rows)
 
 
-def _token_metrics(rows: Sequence[Row]) -> dict[str, Metric]:
-    rows = [row for row in rows if not row.expert]
-    if not rows:
+def advantage_metrics(rows: Sequence[Row]) -> dict[str, Metric]:
+    """How much signal these rows carry; demonstrations aside, whose credit compares them with nothing."""
+    advantages = [row.per_token["advantage"] for row in rows if not row.expert]
+    if not advantages:
         return {}
-    advantage_N = torch.cat([row.per_token["advantage"] for row in rows])
-    metrics: dict[str, Metric] = {
+    advantage_N = torch.cat(advantages)
+    return {
         "advantage/mean": Mean(float(advantage_N.sum()), len(advantage_N)),
         "advantage/abs_mean": Mean(float(advantage_N.abs().sum()), len(advantage_N)),
     }
-    lags = [row.per_token["lag"] for row in rows if "lag" in row.per_token]
-    if lags:
-        lag_N = torch.cat(lags)
-        metrics["lag/mean"] = Mean(float(lag_N.sum()), len(lag_N))
-        metrics |= {"lag/max": Max(float(lag_N.max())), "lag/tokens": Histogram(lag_counts(lag_N))}
-    return metrics
+
+
+def _lag_metrics(rows: Sequence[Row]) -> dict[str, Metric]:
+    lags = [row.per_token["lag"] for row in rows if not row.expert and "lag" in row.per_token]
+    if not lags:
+        return {}
+    lag_N = torch.cat(lags)
+    return {
+        "lag/mean": Mean(float(lag_N.sum()), len(lag_N)),
+        "lag/max": Max(float(lag_N.max())),
+        "lag/tokens": Histogram(lag_counts(lag_N)),
+    }
 
 
 def _check_tensors(group: Group) -> None:

@@ -16,7 +16,16 @@ from freerun.algorithms.base import AlgorithmConfig, State, Term
 from freerun.errors import ConfigError, Diverged
 from freerun.models.base import ModelConfig
 from freerun.trainer import state as files
-from freerun.trainer.batch import PRODUCED, Row, batch_of, check_group, data_metrics, rows_of, split_silent
+from freerun.trainer.batch import (
+    PRODUCED,
+    Row,
+    advantage_metrics,
+    batch_of,
+    check_group,
+    data_metrics,
+    rows_of,
+    split_silent,
+)
 from freerun.trainer.config import LoraConfig, TrainerConfig
 from freerun.trainer.examples import group_of
 from freerun.trainer.learner import CURRENT, FROZEN, Learner, NotFinite, give
@@ -126,6 +135,8 @@ class TrainerExecutor:
             rows += credited
             self._groups.append(group)
         self._records.append(data_metrics(groups, rows))
+        if "advantage" not in self._algorithm.makes:
+            self._records.append(advantage_metrics(rows))
         if not self._streams():
             self._rows += rows
             return AccumulateReport(len(self._groups), len(self._rows))
@@ -266,16 +277,22 @@ class TrainerExecutor:
             self._loss_state = self._state
 
     def _fix_columns(self) -> None:
-        """Give the rows of the step what has to be made before its first update."""
+        """Give the rows of the step what has to be made before its first update: if `prepare` reads what networks make, for all
+        rows and in one pass; else after it, for those that it leaves something to learn from."""
         algorithm, learner = self._algorithm, self._learner
         several = self._config.minibatches * self._config.epochs > 1
-        wanted = set(FROZEN) | (set(CURRENT) if several else set(CURRENT) & algorithm.uses)
-        rows = self._rows if algorithm.prepare is not None else split_silent(self._rows, algorithm)[0]
-        learner.fix_columns(rows, wanted & algorithm.columns)
-        if algorithm.prepare is not None and rows:
-            batch = batch_of(rows, learner.policy.device).read_by(f"algorithm '{algorithm.name}'")
+        wanted = (set(FROZEN) | (set(CURRENT) if several else set(CURRENT) & algorithm.uses)) & algorithm.columns
+        early = bool(wanted & algorithm.uses)
+        if early:
+            learner.fix_columns(self._rows, wanted)
+        if algorithm.prepare is not None and self._rows:
+            batch = batch_of(self._rows, learner.policy.device).read_by(f"algorithm '{algorithm.name}'")
             for name, value_BT in algorithm.prepare(batch, self._loss_state).items():
-                give(rows, range(len(rows)), name, value_BT)
+                give(self._rows, range(len(self._rows)), name, value_BT)
+        if "advantage" in algorithm.makes:
+            self._records.append(advantage_metrics(self._rows))
+        if not early:
+            learner.fix_columns(split_silent(self._rows, algorithm)[0], wanted)
 
     def _parts(self) -> Iterator[frozenset[int]]:
         """The groups of each minibatch, over all epochs, in an order that follows from seed and version alone."""

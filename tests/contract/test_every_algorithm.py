@@ -141,18 +141,23 @@ def test_a_missing_column_is_an_error_that_names_it(config, toy, tools):
 
 
 def test_a_policy_gradient_reduces_to_reinforce_when_all_policies_are_one(policy_gradient, toy, tools):
-    algorithm, batch = policy_gradient.build(), toy.on_policy()
+    """The first term, on the advantage as `prepare` leaves it."""
+    algorithm = policy_gradient.build()
+    batch, term = tools.prepared(algorithm, toy.on_policy()), algorithm.terms[0]
     parameters = toy.parameters.clone().requires_grad_()
-    mask_BT = batch["mask"]
+    mask_BT = batch[term.mask]
     length_B1 = mask_BT.sum(-1, keepdim=True).clamp(min=1)
     num_rows = mask_BT.any(-1).sum()
+    group_BB = batch["group"][:, None] == batch["group"]
     weight_BT = {
         Reduction.TOKEN_MEAN: mask_BT / mask_BT.sum(),
         Reduction.SEQUENCE_MEAN_TOKEN_MEAN: mask_BT / length_B1 / num_rows,
         Reduction.SEQUENCE_MEAN_TOKEN_SUM: mask_BT / num_rows,
-    }[algorithm.terms[0].reduction]
-    (-weight_BT * batch["advantage"] * toy.outputs(parameters)["logp"]).sum().backward()
-    assert torch.allclose(tools.step_gradient(algorithm, toy, batch), parameters.grad, rtol=1e-6, atol=1e-7)
+        Reduction.PROMPT_MEAN: mask_BT / (group_BB * mask_BT.sum(-1)).sum(-1, keepdim=True) / 2,
+    }[term.reduction]
+    (-term.weight * weight_BT * batch["advantage"] * toy.outputs(parameters)["logp"]).sum().backward()
+    first = dataclasses.replace(algorithm, terms=(term,), prepare=None)
+    assert torch.allclose(tools.step_gradient(first, toy, batch), parameters.grad, rtol=1e-6, atol=1e-7)
 
 
 def test_the_gradient_is_the_finite_difference_with_detached_quantities_held_still(config, toy, tools):

@@ -98,15 +98,6 @@ def test_aipo_on_policy_and_in_expectation_damps_by_rho_over_the_ratio(gradient)
     assert torch.allclose(logits.grad, -((current * keep * advantage[0])[:, None] * score_VV).sum(0))
 
 
-def test_cispo_without_a_lower_clip_is_aipo(toy, tools):
-    """CISPO (arXiv 2506.13585): `-sg(clip(r, 1 - e_lo, 1 + e_hi)) A logp`, here with e_lo = 1, e_hi = rho - 1."""
-    parameters = toy.parameters.clone().requires_grad_()
-    logp_BT, mask_BT = toy.outputs(parameters)["logp"], toy.batch["mask"]
-    weight_BT = (logp_BT - toy.batch["logp_behaviour"]).exp().clamp(0.0, 1.3).detach()
-    (-(weight_BT * toy.batch["advantage"] * logp_BT)[mask_BT].sum() / mask_BT.sum()).backward()
-    assert torch.allclose(tools.step_gradient(aipo.Config(rho=1.3).build(), toy, toy.batch), parameters.grad, rtol=1e-6)
-
-
 # GRPO
 
 

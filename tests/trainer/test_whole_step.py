@@ -78,6 +78,44 @@ def test_columns_of_the_whole_step_reach_every_micro_batch(make_trainer, group, 
     assert float(torch.cat(seen).mean()) == pytest.approx(0.0, abs=1e-6)
 
 
+def chosen(reinforce, seen):
+    """REINFORCE on the trajectories above the mean reward alone; the others have no advantage and are not in the mask."""
+
+    def best(batch, state):
+        return {
+            "mask_selected": batch["mask"] & (batch["advantage"] > 0),
+            "advantage": batch["advantage"].clamp(min=0.0),
+        }
+
+    def loss(outputs, batch, state):
+        seen.append(batch)
+        return LossOut(-batch["advantage"] * (outputs["logp"] - batch["logp_reference"]))
+
+    return reinforce(
+        changes={
+            "terms": (Term(name="policy", loss=loss, mask="mask_selected"),),
+            "needs": frozenset({"mask_selected", "advantage", "logp_reference"}),
+            "prepare": best,
+            "uses": frozenset({"mask", "advantage"}),
+            "makes": frozenset({"mask_selected", "advantage"}),
+            "advantage_gates": True,
+        }
+    )
+
+
+def test_trajectories_that_prepare_leaves_without_advantage_are_not_computed(make_trainer, group, reinforce):
+    seen = []
+    trainer = make_trainer(chosen(reinforce, seen), micro_tokens=30)
+    trainer.start()
+    groups = [group(0, rewards=[1.0, 0.0, 0.0, 0.0]), group(1, rewards=[0.0, 0.0, 0.0, 3.0])]
+    metrics = step(trainer, groups).metrics
+    assert sum(len(batch["mask"]) for batch in seen) == 2
+    kept = groups[0].trajectories[0].num_actions + groups[1].trajectories[3].num_actions
+    assert metrics["loss/policy"].count == kept
+    total = 0.75 * groups[0].trajectories[0].num_actions + 2.25 * groups[1].trajectories[3].num_actions
+    assert metrics["advantage/mean"].value == pytest.approx(total / metrics["advantage/mean"].count), "as prepare made it"
+
+
 def test_a_probe_sees_the_whole_minibatch_and_decides_the_state_of_its_loss(make_trainer, group, reinforce):
     looks, states = [], []
 
