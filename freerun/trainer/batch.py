@@ -1,6 +1,7 @@
 """From groups to what a micro-batch is cut from: checks at consumption, credit, columns, and what the data alone says.
 
-Shapes: G trajectories of a group, T positions of a trajectory, A its action tokens; B and T of a `Batch` as in `types`.
+Shapes: G trajectories of a group, T positions of a trajectory, A its action tokens; B and T of a `Batch` as in `types`; L
+routers of a mixture of experts, k experts that a token goes to.
 """
 
 import math
@@ -25,13 +26,15 @@ VERSIONED = {Source.ROLLOUT, Source.RECALLED, Source.REPLAY}
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """A trajectory that has action tokens. `per_token` [A] and `per_row` are its part of the batch columns."""
+    """A trajectory that has action tokens. `per_token` [A] and `per_row` are its part of the batch columns. `routing_LTk` is
+    where its tokens are to go, if that is replayed; only what stands before the last action token is read."""
 
     tokens_T: Tensor
     action_T: Tensor
     per_token: dict[str, Tensor]
     per_row: dict[str, float | int]
     expert: bool = False
+    routing_LTk: Tensor | None = None
 
 
 def check_group(group: Group, *, version: int, max_lag: int | None, max_age: int | None = None) -> None:
@@ -88,9 +91,23 @@ def rows_of(group: Group, index: int, algorithm: Algorithm, state: State, *, ver
             per_token=_token_columns(group, trajectory, advantage, algorithm, version),
             per_row={"group": index, **({"reward": reward} if group.rewards or expert else {})},
             expert=expert,
+            routing_LTk=_routing(group, i, algorithm) if algorithm.routing == "rollout" else None,
         )
         rows.append(row)
     return rows, state
+
+
+def _routing(group: Group, index: int, algorithm: Algorithm) -> Tensor:
+    routing_LTk = group.trajectories[index].routing_LTk
+    if routing_LTk is None:
+        raise DataError(
+            f"algorithm '{algorithm.name}' replays the generator's routing, which sample {index} of item {group.item} "
+            f"(prompt '{group.prompt.uid}') does not have",
+            given=f"an item of source {group.source} without routing_LTk",
+            expected="a mixture of experts, and trajectories of generators with generator.routing",
+            todo="--algorithm.routing update or free, for data that no generator of this run made",
+        )
+    return routing_LTk
 
 
 def _token_columns(
@@ -189,6 +206,8 @@ def _check_trajectory(group: Group, index: int, trajectory: Trajectory) -> None:
     }
     shape = trajectory.tokens_T.shape
     wrong = {name: tuple(column.shape) for name, column in columns.items() if column.shape != shape}
+    if trajectory.routing_LTk is not None and trajectory.routing_LTk.shape[1:2] != shape:
+        wrong["routing_LTk"] = tuple(trajectory.routing_LTk.shape)
     if wrong:
         raise _malformed(group, f"sample {index}: {wrong}", f"the shape of tokens_T, {tuple(shape)}")
     if len(shape) != 1 or (len(trajectory.action_T) and bool(trajectory.action_T[0])):
