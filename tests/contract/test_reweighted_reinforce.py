@@ -350,7 +350,7 @@ def test_a_dropped_response_stays_in_the_denominator(toy, tools):
 @pytest.mark.parametrize(
     ("method", "broken", "rule"),
     [
-        (rec, {"clip_low": -0.1}, "clip_low >= 0"),
+        (rec, {"clip_low": -0.1}, "clip_low, clip_high and outer_high >= 0"),
         (rec, {"clip": "ring", "outer_low": 0.1}, "a ring's outer bounds are not inside its clip"),
         (rec, {"coefficient": 0.0}, "coefficient > 0"),
         (opmd, {"tau": 0.0}, "tau > 0"),

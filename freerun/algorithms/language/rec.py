@@ -66,10 +66,8 @@ class Config:
 
     def __post_init__(self) -> None:
         rules = {
-            "clip_low >= 0": self.clip_low >= 0,
-            "clip_high >= 0": self.clip_high >= 0,
+            "clip_low, clip_high and outer_high >= 0": min(self.clip_low, self.clip_high, self.outer_high) >= 0,
             "0 <= outer_low <= 1": 0 <= self.outer_low <= 1,
-            "outer_high >= 0": self.outer_high >= 0,
             "a ring's outer bounds are not inside its clip": self.clip != "ring"
             or (self.outer_low >= self.clip_low and self.outer_high >= self.clip_high),
             "coefficient > 0": self.coefficient > 0,
@@ -92,6 +90,7 @@ class Config:
         )
 
 
+GSPO = partial(Config, ratio="geometric", clip_low=3e-4, clip_high=4e-4, reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN)
 NAMED = {
     "REINFORCE": Config(clip="none"),
     "REC-OneSide-NoIS": Config(),
@@ -99,14 +98,8 @@ NAMED = {
     "REC-OneSide-IS": Config(weight="importance"),
     "REC-TwoSide-IS": Config(clip="two_side", weight="importance"),
     "REC-Ring-NoIS": Config(clip="ring"),
-    "REC-GSPO-NoIS": Config(ratio="geometric", clip_low=3e-4, clip_high=4e-4, reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN),
-    "REC-GSPO-IS": Config(
-        ratio="geometric",
-        weight="importance",
-        clip_low=3e-4,
-        clip_high=4e-4,
-        reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN,
-    ),
+    "REC-GSPO-NoIS": GSPO(weight="none"),
+    "REC-GSPO-IS": GSPO(weight="importance"),
     "GRPO": Config(weight="importance", normalise="population_std"),
     "OPMD": Config(clip="none", regulariser="k2"),
     "AsymRE": Config(clip="none", regulariser="forward_kl"),
@@ -122,11 +115,8 @@ def policy_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config)
     if config.ratio == "geometric":
         u_BT = ratios.sequence_log_ratio(u_BT, mask_BT, mean=True).expand_as(logp_BT)
     ratio_BT = u_BT.exp()
-    weight_BT = {
-        "none": torch.ones_like(ratio_BT),
-        "importance": ratio_BT,
-        "truncated": ratio_BT.clamp(1.0 - config.outer_low, 1.0 + config.outer_high),
-    }[config.weight]
+    bounded_BT = ratio_BT.clamp(1.0 - config.outer_low, 1.0 + config.outer_high)
+    weight_BT = {"none": torch.ones_like(ratio_BT), "importance": ratio_BT, "truncated": bounded_BT}[config.weight]
     kept_BT = kept(ratio_BT, advantage_BT, config)
     loss_BT = losses.score_loss(logp_BT, advantage_BT, weight_BT * kept_BT)
     return LossOut(loss_BT, means(mask_BT, **{"weight": weight_BT, "ratio/clipped": ~kept_BT}))

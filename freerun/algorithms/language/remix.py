@@ -11,10 +11,10 @@ Assumption  policies of a few steps ago are near enough for single-token weights
 Degenerate  a group of one, or of equal rewards, has gradient 0 but for KL and entropy. Where the current policy sampled, c = 1,
             and the first part is PPO's clip. decoupled_ppo's window is c (1 - clip) to c (1 + clip).
 Named       the paper's mixture is what `control.replay` adds (40% of a step: two replayed groups for three fresh ones) from the
-            last two policies (`control.replay_age`), its updates per batch are `trainer.epochs` times `trainer.minibatches`
-            (2). This is its GRPO form; the PPO form has a critic. After `reincarnate` steps the reference becomes a copy of the
-            policy, replayed groups are left out and a batch is passed over once (paper: 50, with a critic 50 or 100). Weights
-            of KL and entropy are not published; those of verl, on which it is built, are the defaults.
+            last two policies (`control.replay_age`), its updates per batch are `trainer.epochs` (2). This is its GRPO form; the
+            PPO form has a critic. After `reincarnate` steps the reference becomes a copy of the policy, replayed groups are
+            left out and a batch is passed over once (paper: 50, with a critic 50 or 100). Weights of KL and entropy are not
+            published; those of verl, on which it is built, are the defaults.
 State       the number of steps.
 
 Shapes: B trajectories, T action tokens.
