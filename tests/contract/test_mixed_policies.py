@@ -28,6 +28,7 @@ def test_minirl_weighs_by_the_ratio_to_the_sampler_and_masks_by_the_ratio_to_the
     assert gradient == pytest.approx([-1.8, 0.0, 1.35, 0.0, -5.0])
     assert metrics["ratio/clipped"] == pytest.approx(0.4)
     assert metrics["weight"] == pytest.approx((1.8 + 1.95 + 1.35 + 1.05 + 5.0) / 5)
+    assert metrics["moved"] == pytest.approx(sum(abs(math.log(r)) for r in (1.2, 1.3, 0.9, 0.7, 1.0)) / 5)
 
 
 def test_the_mask_is_one_sided():

@@ -61,8 +61,8 @@ class Config:
 def policy_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config) -> LossOut:
     logp_BT, advantage_BT = outputs["logp"], batch["advantage"]
     weight_BT = ratios.truncated(losses.log_ratio(logp_BT, batch["logp_behaviour"]), config.cap)
-    moved_BT = losses.log_ratio(logp_BT, batch["logp_proximal"]).exp()
-    masked_BT = losses.beyond(moved_BT, advantage_BT, 1.0 - config.clip_low, 1.0 + config.clip_high)
+    u_BT = losses.log_ratio(logp_BT, batch["logp_proximal"])
+    masked_BT = losses.beyond(u_BT.exp(), advantage_BT, 1.0 - config.clip_low, 1.0 + config.clip_high)
     loss_BT = losses.score_loss(logp_BT, advantage_BT, weight_BT * ~masked_BT)
-    metrics = {"proximal_ratio": moved_BT, "weight": weight_BT, "ratio/clipped": masked_BT}
+    metrics = {"moved": u_BT.abs(), "weight": weight_BT, "ratio/clipped": masked_BT}
     return LossOut(loss_BT, means(batch["mask"], **metrics))
