@@ -29,6 +29,7 @@ def test_topr_weighs_failures_by_the_ratio_of_their_response_and_at_most_by_one(
             alpha = 1.0 if reward > 0 else min(1.0, ratio)
             assert gradient == pytest.approx([-alpha * reward] * 2)
             assert metrics["weight"] == pytest.approx(alpha)
+            assert metrics["ratio/clipped"] == (reward < 0 and ratio > 1)
 
 
 def test_the_token_taper_is_weaker_than_that_of_the_response():

@@ -1,9 +1,7 @@
 """REC: group-relative REINFORCE read as an off-policy method, with its gate, its weight and its regulariser set apart.
 
-Paper       "Group-Relative REINFORCE Is Secretly an Off-Policy Algorithm" (arXiv 2509.24203); the geometric ratio is that of
-            GSPO (arXiv 2507.18071).
-Estimator   REINFORCE on whatever was sampled, where a gate keeps the update near the old policy; no importance weight is
-            needed for that, and none is the default.
+Paper       "Group-Relative REINFORCE Is Secretly an Off-Policy Algorithm" (arXiv 2509.24203); GSPO (arXiv 2507.18071).
+Estimator   REINFORCE on whatever was sampled; a gate keeps the update near the old policy, and needs no importance weight.
 Equation    loss_t = -sg(w M) A logp_t + coefficient R_t,   A = r - mean,   u = pi / old
             M:  one_side   u <= 1 + high where A > 0,  u >= 1 - low where A < 0;   two_side   1 - low <= u <= 1 + high
                 ring       two_side, or u <= 1 - outer_low where A > 0, or u >= 1 + outer_high where A < 0
@@ -12,10 +10,9 @@ Assumption  none on who sampled: at the old policy this is the gradient of a sur
             the same r - tau log u. Away from it the gate stands in for the surrogate's pull towards the old policy.
 Degenerate  a group of one, or of equal rewards, has gradient 0 but for the regulariser. A weight of u with the one-sided gate
             is PPO's clip; no gate, weight or regulariser is REINFORCE.
-Named       `NAMED` holds the paper's configurations. The paper reasons about whole responses; this, like Trinity-RFT's code, is
-            per token, but for `ratio="geometric"`, the geometric mean over a response. Trinity's default outer bounds are 0.6
-            and 2 (0.4 and 0.4 in its constructor). R is not gated, as there. Gated tokens stay in the denominator. A one-sided
-            clip of 0.6 and 2 is the paper's wide one. `old`: as `proximal` in grpo.
+Named       `NAMED` holds the paper's configurations; its wide clip is 0.6 and 2. The paper reasons about whole responses; this
+            is per token, like Trinity-RFT's code, but for `ratio="geometric"`, GSPO's. As there R is not gated, and gated
+            tokens stay in the denominator. Trinity's constructor has outer bounds of 0.4. `old`: as `proximal` in grpo.
 State       none.
 
 Shapes: B trajectories, T action tokens.

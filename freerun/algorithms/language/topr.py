@@ -97,7 +97,8 @@ def policy_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config)
     down_BT = _within(u_BT, config.negative_low, config.negative_high)
     weight_BT = torch.where(advantage_BT >= 0, up_BT, down_BT)
     loss_BT = losses.score_loss(logp_BT, advantage_BT, weight_BT)
-    return LossOut(loss_BT, means(mask_BT, **{"weight": weight_BT, "ratio/clipped": weight_BT != u_BT.exp()}))
+    clipped_BT = (advantage_BT < 0) & (weight_BT != u_BT.exp())
+    return LossOut(loss_BT, means(mask_BT, **{"weight": weight_BT, "ratio/clipped": clipped_BT}))
 
 
 def _within(log_ratio_BT: Tensor, low: float, high: float) -> Tensor:
