@@ -156,7 +156,8 @@ def executors(config: RunConfig, kind: str, run_dir: Path) -> Sequence[ExecutorS
     share = max(1, len(cores) // (num + 1))
     threads = config.placement.threads or (share if kind == "monarch" else len(cores))
     slots = config.generator.slots or (config.control.max_lag + 1) * config.control.groups * config.control.group_size // num
-    generator = replace(config.generator, slots=slots)
+    replayed = config.algorithm.build().routing == "rollout"
+    generator = replace(config.generator, slots=slots, routing=config.generator.routing or replayed)
     publisher, subscriber = transports(config, kind, run_dir)
 
     def pinned(index: int) -> tuple[int, ...]:

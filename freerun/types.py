@@ -128,6 +128,8 @@ class Trajectory:
                        0 where `action_T` is False; NaN throughout where nobody knows who sampled
     version_T  int32   policy version that produced the token, stamped by the actor; -1 where `action_T` is False, and where
                        no version of this run did
+    routing_LTk  int16  experts that each token went to, by router, in a mixture of experts whose routing is to be replayed;
+                       -1 at the last token, which went through no model
     """
 
     tokens_T: Tensor
@@ -137,6 +139,7 @@ class Trajectory:
     text: str
     stop: Stop | None
     cache_policy: CachePolicy = CachePolicy.KEEP
+    routing_LTk: Tensor | None = None
 
     @property
     def num_actions(self) -> int:

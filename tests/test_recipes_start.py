@@ -9,13 +9,13 @@ import pytest
 from freerun import config as configs
 from freerun.launch import launch
 from freerun.metrics import Fanout
-from freerun.models import tiny_lm
+from freerun.models import tiny_lm, tiny_moe
 from freerun.recipes import base as recipes
 from freerun.recipes.base import PlacementConfig, RunConfig
 from freerun.rundir import RunDirectory, read_log
 
 EVERY = {name: recipes.load(name).recipe() for name in recipes.names()}
-QUICK = [name for name, config in EVERY.items() if isinstance(config.model, tiny_lm.Config)]
+QUICK = [name for name, config in EVERY.items() if isinstance(config.model, (tiny_lm.Config, tiny_moe.Config))]
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in EVERY if name not in QUICK]
 
 

@@ -9,13 +9,13 @@ import torch
 
 from freerun import config as configs
 from freerun.actors.generator import GeneratorConfig
-from freerun.algorithms.language import aipo, decoupled_ppo, grpo, reinforce, sft
+from freerun.algorithms.language import aipo, decoupled_ppo, grpo, minirl, reinforce, sft
 from freerun.checkpoint import Checkpoints, damage_of
 from freerun.encoding import decode_group, encode_group
 from freerun.errors import CheckpointError, ConfigError
-from freerun.launch import launch, refuse_other_config
+from freerun.launch import executors, launch, refuse_other_config
 from freerun.metrics import Fanout
-from freerun.models import tiny_lm
+from freerun.models import tiny_lm, tiny_moe
 from freerun.recipes.base import PlacementConfig, RunConfig, WarmStartConfig
 from freerun.rewards.pool import RewardConfig
 from freerun.rundir import RunDirectory, read_log
@@ -114,6 +114,27 @@ def test_at_lag_zero_generator_and_trainer_agree_on_every_log_prob(tmp_path, dty
     measured = [row["metrics"]["mismatch/abs_max"] for row in rows if "mismatch/abs_max" in row["metrics"]]
     assert measured
     assert max(measured) < most
+
+
+def test_with_the_generators_routing_replayed_trainer_and_generator_agree_at_lag_zero(tmp_path):
+    mixture = tiny_moe.Config(layers=2, width=16, heads=2, kv_heads=1, experts=4, context=16, alphabet="0123456789+=")
+    config = small(
+        model=mixture,
+        algorithm=minirl.Config(routing="rollout"),
+        control={"max_lag": 0, "window": 1},
+        generator=GeneratorConfig(max_context=16, dtype="float32"),
+        trainer=TrainerConfig(lr=1e-3, dtype="float32", minibatches=2),
+    )
+    _, rows = run(config, tmp_path / "run")
+    measured = [row["metrics"]["mismatch/abs_max"] for row in rows if "mismatch/abs_max" in row["metrics"]]
+    assert measured
+    assert max(measured) < 1e-4
+
+
+def test_generators_record_routing_only_where_the_algorithm_replays_theirs(tmp_path):
+    for routing in ("free", "update", "rollout"):
+        generator, *_ = executors(small(algorithm=minirl.Config(routing=routing)), "inline", tmp_path)
+        assert generator.args[1].routing == (routing == "rollout")
 
 
 def test_a_serial_run_repeats_bit_for_bit(tmp_path):

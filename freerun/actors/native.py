@@ -67,7 +67,7 @@ class NativeEngine:
         self._pending: tuple[int, Mapping[str, Tensor]] | None = None
         self._partition = Partition()
         self._rows: tuple[SamplingRows, Tensor] | None = None
-        self._prefix: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
+        self._prefix: tuple[tuple[int, ...], tuple[Tensor, ...]] | None = None
         self._recent: tuple[int, ...] = ()
 
     @property
@@ -201,7 +201,8 @@ class NativeEngine:
             response.add(token, logp, self.version)
             stop = response.ended(self._eos, self._decode, self._max_context)
             if stop is not None:
-                trajectory = response.trajectory(self._decode, stop, self._policy)
+                routing_LTk = self._slots.routing(slot, response.length - 1)
+                trajectory = response.trajectory(self._decode, stop, self._policy, routing_LTk)
                 finished.append(Finished(response.item, response.sample, trajectory))
                 holes.append(slot)
         self.generated += len(responses)

@@ -11,6 +11,7 @@ from freerun.actors.forward import Forward, HuggingFaceForward
 from freerun.actors.llama import LlamaForward, applies
 from freerun.actors.slots import Slots, Stretch, make_plan
 from freerun.errors import ConfigError
+from freerun.models.routing import Routers
 
 _PROBE = 24
 """Tokens of the comparison."""
@@ -21,14 +22,16 @@ _MOST_DIVERGENT = 0.05
 SmolLM2-135M in bfloat16: 0.007; with one of twelve tokens forgotten 0.06, with no rotation of positions 1.4."""
 
 
-def verified(model: PreTrainedModel, *, fast: bool = True) -> Forward:
+def verified(model: PreTrainedModel, *, fast: bool = True, routing: bool = False) -> Forward:
     """The forward for `model`, which is put into evaluation mode: the short one if asked for and applicable, else the model's
-    own modules over slots. Either was compared with the model's plain forward on a few tokens.
+    own modules over slots. Either was compared with the model's plain forward on a few tokens. With `routing`, which experts
+    each token went to is recorded.
 
     Raises `ConfigError` if the model keeps state other than keys and values that pass through its attention function (a
-    state-space model, ALiBi, positions of its own).
+    state-space model, ALiBi, positions of its own), or if its routing is to be recorded and cannot be (`models.routing`).
     """
     model.eval().requires_grad_(False)
+    routers = Routers(model) if routing else None
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.get_input_embeddings().num_embeddings, (_PROBE,), generator=generator).tolist()
@@ -36,7 +39,7 @@ def verified(model: PreTrainedModel, *, fast: bool = True) -> Forward:
         reference_NV = model(torch.tensor([tokens], device=device), use_cache=False).logits[0]
         exact = reference_NV.dtype is torch.float32
         try:
-            forward = LlamaForward(model) if fast and applies(model) else HuggingFaceForward(model)
+            forward = LlamaForward(model) if fast and applies(model) else HuggingFaceForward(model, routers)
             error = (difference if exact else divergence)(forward, layers(model), reference_NV, tokens)
         except Exception as reason:
             raise _unsupported(model, f"{type(reason).__name__}: {reason}") from reason

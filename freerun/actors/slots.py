@@ -1,7 +1,7 @@
 """Keys and values of the running responses: preallocated slots, and attention over them without padding.
 
 Shapes: L layers, S slots, H query heads, K key/value heads, G query heads per key/value head, T positions (capacity), D head
-width, N tokens of one forward pass (all responses concatenated, no padding).
+width, N tokens of one forward pass (all responses concatenated, no padding), k experts that a token goes to.
 
 A forward pass is described by a `Plan`, made once and used by every layer: where each token's key and value go, and which
 stretches of queries attend together. The compiled kernel, where it applies, needs only the former. The library's attends over
@@ -25,7 +25,8 @@ _CALL_COST = 48
 
 class Slots:
     """Storage [L, S, K, T, D] for keys and for values. Allocated at the first write, when head counts and widths are known; `T`
-    doubles when a response needs more, up to `limit`."""
+    doubles when a response needs more, up to `limit`. Where routing is recorded it is kept beside them, as if it were the keys
+    of one head, so that it goes wherever they go."""
 
     def __init__(self, num_layers: int, num_slots: int, limit: int) -> None:
         self.num_layers = num_layers
@@ -35,6 +36,7 @@ class Slots:
         self.compiled = False
         self.keys_LSKTD: Tensor | None = None
         self.values_LSKTD: Tensor | None = None
+        self.routing_LS1Tk: Tensor | None = None
 
     def reserve(self, length: int) -> None:
         """Make room for `length` positions per slot; what is stored stays."""
@@ -44,6 +46,8 @@ class Slots:
         if self.keys_LSKTD is not None:
             self.keys_LSKTD = self._grown(self.keys_LSKTD)
             self.values_LSKTD = self._grown(self.values_LSKTD)
+        if self.routing_LS1Tk is not None:
+            self.routing_LS1Tk = self._grown(self.routing_LS1Tk)
 
     def allocate(self, key_NKD: Tensor, value_NKD: Tensor) -> None:
         """Make the storage for such keys and values, unless it is there."""
@@ -59,25 +63,42 @@ class Slots:
         self.keys_LSKTD[layer].view(-1, key_NKD.shape[2]).index_copy_(0, row_M, key_NKD.reshape(-1, key_NKD.shape[2]))
         self.values_LSKTD[layer].view(-1, value_NKD.shape[2]).index_copy_(0, row_M, value_NKD.reshape(-1, value_NKD.shape[2]))
 
+    def write_routing(self, expert_LNk: Tensor, plan: "Plan") -> None:
+        """Store which experts the tokens of a forward pass went to."""
+        if self.routing_LS1Tk is None:
+            num_routers, _, num_active = expert_LNk.shape
+            shape = (num_routers, self.num_slots, 1, self.capacity, num_active)
+            self.routing_LS1Tk = expert_LNk.new_zeros(shape, dtype=torch.int16)
+        self.routing_LS1Tk[:, plan.slot_N, 0, plan.position_N] = expert_LNk.to(torch.int16)
+
+    def routing(self, slot: int, length: int) -> Tensor | None:
+        """Experts [L, length + 1, k] of the first `length` positions of a slot, and -1 for one more; None if none are kept."""
+        if self.routing_LS1Tk is None:
+            return None
+        return F.pad(self.routing_LS1Tk[:, slot, 0, :length].cpu(), (0, 0, 0, 1), value=-1)
+
     def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
         """Copy the first `length` positions of slot `sources[i]` into slot `targets[i]`, or of the only source into all."""
         source_P, target_P = torch.tensor(sources), torch.tensor(targets)
-        for storage in (self.keys_LSKTD, self.values_LSKTD):
+        for storage in self._kept():
             storage[:, target_P, :, :length] = storage[:, source_P, :, :length]
 
-    def snapshot(self, slot: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [L, K, length, D] of the first `length` positions of a slot, copied."""
-        return self.keys_LSKTD[:, slot, :, :length].clone(), self.values_LSKTD[:, slot, :, :length].clone()
+    def snapshot(self, slot: int, length: int) -> tuple[Tensor, ...]:
+        """Keys and values [L, K, length, D] of the first `length` positions of a slot, copied; and routing, if it is kept."""
+        return tuple(storage[:, slot, :, :length].clone() for storage in self._kept())
 
-    def restore(self, snapshot: tuple[Tensor, Tensor], slot: int, length: int) -> None:
+    def restore(self, snapshot: tuple[Tensor, ...], slot: int, length: int) -> None:
         """Write the first `length` positions of a snapshot into a slot."""
-        self.keys_LSKTD[:, slot, :, :length] = snapshot[0][:, :, :length]
-        self.values_LSKTD[:, slot, :, :length] = snapshot[1][:, :, :length]
+        for storage, saved in zip(self._kept(), snapshot, strict=True):
+            storage[:, slot, :, :length] = saved[:, :, :length]
 
     def clear(self, slot: int) -> None:
         """Zero a slot, so that values that are not finite cannot reach whoever uses it next."""
-        self.keys_LSKTD[:, slot] = 0
-        self.values_LSKTD[:, slot] = 0
+        for storage in self._kept():
+            storage[:, slot] = 0
+
+    def _kept(self) -> list[Tensor]:
+        return [s for s in (self.keys_LSKTD, self.values_LSKTD, self.routing_LS1Tk) if s is not None]
 
     def _empty(self, like_NKD: Tensor) -> Tensor:
         shape = (self.num_layers, self.num_slots, like_NKD.shape[1], self.capacity, like_NKD.shape[2])

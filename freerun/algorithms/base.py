@@ -117,6 +117,9 @@ class Algorithm:
     probe      the state for one optimiser step, from a look at its minibatch
     rebase     after each step: whether the reference policy becomes a copy of the policy as it is now
     forget_moments   whether every step begins with an optimiser that has no history
+    fresh_only   whether from this step on replayed items are left out, and a batch is passed over once
+    routing    in a mixture of experts, whose choice of experts is replayed: that of the generator when it sampled ("rollout"),
+               that of the trainer at the start of the update ("update"), or nobody's ("free")
     """
 
     name: str
@@ -135,6 +138,8 @@ class Algorithm:
     probe: Probe | None = None
     rebase: Callable[[State], bool] = _never
     forget_moments: bool = False
+    fresh_only: Callable[[State], bool] = _never
+    routing: Literal["free", "update", "rollout"] = "free"
 
     @property
     def columns(self) -> frozenset[str]:

@@ -169,6 +169,11 @@ class Learner:
         self.version = self.num_updates = self._num_items = 0
         self._make = make
 
+    @property
+    def fresh_only(self) -> bool:
+        """Whether the algorithm wants nothing replayed any more, and one pass over a batch."""
+        return self.algorithm.fresh_only(self.state)
+
     def predict(self, samples: Samples, logits_PTSV: Tensor | None = None) -> Predictions:
         """What the table (or another) gives for the states and symbols of `samples`, with gradient."""
         logp_PTSV = (self.logits_PTSV if logits_PTSV is None else logits_PTSV).log_softmax(-1)
@@ -250,7 +255,7 @@ class Learner:
 
     def _parts(self, group_B: Tensor) -> Iterator[Tensor]:
         """The rows of each minibatch, over all epochs."""
-        for _ in range(self.setting.epochs):
+        for _ in range(1 if self.fresh_only else self.setting.epochs):
             if self.setting.minibatches == 1:
                 yield torch.arange(len(group_B))
                 continue
@@ -322,7 +327,7 @@ class Data:
             made_by, policy = self._policies[0]
             fresh = self._respond(policy, made_by, setting.groups)
         parts = [fresh]
-        if setting.replay and self._recent:
+        if setting.replay and self._recent and not self._learner.fresh_only:
             parts.append(self._groups_of(Samples(*map(torch.cat, zip(*self._recent, strict=True))), setting.replay))
         if setting.expert_PTSV is not None:
             parts.append(self._respond(setting.expert_PTSV, -1, setting.experts, group_size=1))

@@ -1,6 +1,7 @@
 """From groups to what a micro-batch is cut from: checks at consumption, credit, columns, and what the data alone says.
 
-Shapes: G trajectories of a group, T positions of a trajectory, A its action tokens; B and T of a `Batch` as in `types`.
+Shapes: G trajectories of a group, T positions of a trajectory, A its action tokens; B and T of a `Batch` as in `types`; L
+routers of a mixture of experts, k experts that a token goes to.
 """
 
 import math
@@ -26,13 +27,15 @@ VERSIONED = {Source.ROLLOUT, Source.RECALLED, Source.REPLAY}
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """A trajectory that has action tokens. `per_token` [A] and `per_row` are its part of the batch columns."""
+    """A trajectory that has action tokens. `per_token` [A] and `per_row` are its part of the batch columns. `routing_LTk` is
+    where its tokens are to go, if that is replayed; only what stands before the last action token is read."""
 
     tokens_T: Tensor
     action_T: Tensor
     per_token: dict[str, Tensor]
     per_row: dict[str, float | int]
     expert: bool = False
+    routing_LTk: Tensor | None = None
 
 
 def check_group(group: Group, *, version: int, max_lag: int | None, max_age: int | None = None) -> None:
@@ -102,9 +105,23 @@ def rows_of(group: Group, index: int, algorithm: Algorithm, state: State, *, ver
             per_token={"advantage": advantage.expand(num) if advantage.dim() == 0 else advantage[:num], **columns},
             per_row={"group": index, "group_tokens": total, **({"reward": reward} if group.rewards or expert else {})},
             expert=expert,
+            routing_LTk=_routing(group, i, algorithm) if algorithm.routing == "rollout" else None,
         )
         rows.append(row)
     return rows, state
+
+
+def _routing(group: Group, index: int, algorithm: Algorithm) -> Tensor:
+    routing_LTk = group.trajectories[index].routing_LTk
+    if routing_LTk is None:
+        raise DataError(
+            f"algorithm '{algorithm.name}' replays the generator's routing, which sample {index} of item {group.item} "
+            f"(prompt '{group.prompt.uid}') does not have",
+            given=f"an item of source {group.source} without routing_LTk",
+            expected="a mixture of experts, and trajectories of generators with generator.routing",
+            todo="--algorithm.routing update or free, for data that no generator of this run made",
+        )
+    return routing_LTk
 
 
 def _token_columns(group: Group, algorithm: Algorithm, version: int) -> list[tuple[int, dict[str, Tensor]]]:
@@ -218,6 +235,8 @@ def _check_tensors(group: Group) -> None:
         shape = trajectory.tokens_T.shape
         columns = {"action_T": trajectory.action_T, "logp_T": trajectory.logp_T, "version_T": trajectory.version_T}
         wrong = {name: tuple(column.shape) for name, column in columns.items() if column.shape != shape}
+        if trajectory.routing_LTk is not None and trajectory.routing_LTk.shape[1:2] != shape:
+            wrong["routing_LTk"] = tuple(trajectory.routing_LTk.shape)
         if wrong or len(shape) != 1:
             given = wrong or {"tokens_T": tuple(shape)}
             raise _malformed(group, f"sample {index}: {given}", "one dimension, and the shape of tokens_T for all")

@@ -30,7 +30,7 @@ from freerun.trainer.config import LoraConfig, TrainerConfig
 from freerun.trainer.examples import group_of
 from freerun.trainer.learner import CURRENT, FROZEN, Learner, NotFinite, give
 from freerun.trainer.update import GradientSum, check_algorithm, due, global_counts, share_a_count
-from freerun.types import Example, Group, Mean, Metric, Sampling, WeightsRef, merge_all
+from freerun.types import Example, Group, Mean, Metric, Sampling, Source, Sum, WeightsRef, merge_all
 from freerun.weights.channel import Publisher
 
 __all__ = ["AccumulateReport", "LoraConfig", "StepReport", "TrainerConfig", "TrainerExecutor", "check"]
@@ -93,12 +93,14 @@ class TrainerExecutor:
         check_algorithm(self._algorithm, PRODUCED)
         self._config, self._directory = config, directory
         self._model = model.build(dtype="float32", device=config.device, seed=config.seed)
-        self._learner = Learner(self._model.model, config, critic=self._algorithm.has_critic)
+        routing = self._algorithm.routing != "free"
+        self._learner = Learner(self._model.model, config, critic=self._algorithm.has_critic, routing=routing)
         self._warm: torch.optim.Optimizer | None = None
         self._publisher = publisher()
         self._pinned: frozenset[int] = frozenset()
         self.version, self._num_updates = 0, 0
         self._state: State = self._algorithm.init()
+        self._fresh_only, self._epochs = False, config.epochs
         self._groups: list[Group] = []
         self._rows: list[Row] = []
         self._records: list[Mapping[str, Metric]] = []
@@ -116,14 +118,20 @@ class TrainerExecutor:
         return self._publisher.publish(self.version, self._learner.published())
 
     def accumulate(self, items: Sequence[Group | Example]) -> AccumulateReport:
-        """Take items of the current step. Where the algorithm allows, micro-batches that are full run now.
+        """Take items of the current step; replayed ones count as unused once the algorithm wants fresh ones only. Where it
+        allows, micro-batches that are full run now.
 
         Raises `DataError` or `StaleItem` for items that must not be trained on, before any of them is; `Diverged` for a loss
         that is not finite.
         """
-        groups = [group_of(item, self._model) if isinstance(item, Example) else item for item in items]
-        for group in groups:
+        given = [group_of(item, self._model) if isinstance(item, Example) else item for item in items]
+        for group in given:
             check_group(group, version=self.version, max_lag=self._config.max_lag, max_age=self._config.max_age)
+        groups = [group for group in given if not (self._fresh_only and group.source is Source.REPLAY)]
+        if len(groups) < len(given):
+            self._records.append({f"items/unused/{Source.REPLAY}": Sum(len(given) - len(groups))})
+        if not groups:
+            return AccumulateReport(len(self._groups), len(self._rows))
         if not self._groups:
             self._fire("batch_start", {})
             self._loss_state = self._state
@@ -247,6 +255,8 @@ class TrainerExecutor:
     def _begin_step(self) -> None:
         self._state_before_step = self._loss_state = self._state
         self._groups, self._rows, self._records = [], [], []
+        self._fresh_only = self._algorithm.fresh_only(self._state)
+        self._epochs = 1 if self._fresh_only else self._config.epochs
         self._gradient = GradientSum(self._algorithm, self._due(), self._loss_state)
 
     def _due(self) -> tuple[Term, ...]:
@@ -254,7 +264,7 @@ class TrainerExecutor:
 
     def _streams(self) -> bool:
         """True if micro-batches may run before the step is complete."""
-        once = self._config.minibatches * self._config.epochs == 1
+        once = self._config.minibatches * self._epochs == 1
         return once and share_a_count(self._due()) and self._algorithm.prepare is None and self._algorithm.probe is None
 
     def _minibatches(self) -> None:
@@ -280,11 +290,12 @@ class TrainerExecutor:
         """Give the rows of the step what has to be made before its first update: if `prepare` reads what networks make, for all
         rows and in one pass; else after it, for those that it leaves something to learn from."""
         algorithm, learner = self._algorithm, self._learner
-        several = self._config.minibatches * self._config.epochs > 1
+        several = self._config.minibatches * self._epochs > 1
         wanted = (set(FROZEN) | (set(CURRENT) if several else set(CURRENT) & algorithm.uses)) & algorithm.columns
+        routing = several and algorithm.routing == "update"
         early = bool(wanted & algorithm.uses)
         if early:
-            learner.fix_columns(self._rows, wanted)
+            learner.fix_columns(self._rows, wanted, routing=routing)
         if algorithm.prepare is not None and self._rows:
             batch = batch_of(self._rows, learner.policy.device).read_by(f"algorithm '{algorithm.name}'")
             for name, value_BT in algorithm.prepare(batch, self._loss_state).items():
@@ -292,12 +303,12 @@ class TrainerExecutor:
         if "advantage" in algorithm.makes:
             self._records.append(advantage_metrics(self._rows))
         if not early:
-            learner.fix_columns(split_silent(self._rows, algorithm)[0], wanted)
+            learner.fix_columns(split_silent(self._rows, algorithm)[0], wanted, routing=routing)
 
     def _parts(self) -> Iterator[frozenset[int]]:
         """The groups of each minibatch, over all epochs, in an order that follows from seed and version alone."""
         config, num = self._config, len(self._groups)
-        for epoch in range(config.epochs):
+        for epoch in range(self._epochs):
             seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{self.version}/{epoch}".encode()).digest()[:7])
             order = torch.randperm(num, generator=torch.Generator().manual_seed(seed)).tolist()
             for part in range(min(config.minibatches, max(1, num))):

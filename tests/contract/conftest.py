@@ -25,9 +25,10 @@ MODULES = [importlib.import_module(f"{language.__name__}.{found.name}") for foun
 
 
 def variants_of(module: ModuleType) -> dict[str, object]:
-    """The default config, and one config for each value that a field names and for each coefficient that is off by default."""
+    """The default config, one config for each value that a field names and for each coefficient that is off by default, and
+    the configs to which the module gives names."""
     hints = typing.get_type_hints(module.Config)
-    found = {"default": module.Config()}
+    found = {"default": module.Config(), **vars(module).get("NAMED", {})}
     for field in dataclasses.fields(module.Config):
         kind, values = hints[field.name], []
         if typing.get_origin(kind) is typing.Literal:

@@ -11,32 +11,7 @@ import torch
 from freerun.algorithms.language import aipo, decoupled_ppo, grpo, reinforce, sft
 from freerun.errors import ConfigError
 from freerun.ops import losses
-from freerun.types import Batch
-
-
-def log(*values):
-    return torch.tensor([values], dtype=torch.float64).log()
-
-
-def batch_of(advantage, **columns):
-    advantage_BT = torch.tensor([advantage], dtype=torch.float64)
-    return Batch({"mask": torch.ones_like(advantage_BT, dtype=torch.bool), "advantage": advantage_BT, **columns})
-
-
-def slopes(config, logp_BT, batch):
-    """Derivative of the first term's element-wise loss with respect to each log-prob, and the values of its metrics."""
-    algorithm = config.build()
-    logp_BT = logp_BT.clone().requires_grad_()
-    out = algorithm.terms[0].loss({"logp": logp_BT}, batch, algorithm.init())
-    out.loss.sum().backward()
-    return logp_BT.grad[0].tolist(), {name: metric.value for name, metric in out.metrics.items()}
-
-
-def same_gradient(tools, toy, left, right, **columns):
-    batch = toy.batch.with_columns(**columns)
-    gradients = [tools.step_gradient(config.build(), toy, batch) for config in (left, right)]
-    return torch.allclose(*gradients, rtol=1e-6, atol=1e-8)
-
+from tests.contract.worked import batch_of, log, same_gradient, slopes
 
 # REINFORCE and supervised fine-tuning
 

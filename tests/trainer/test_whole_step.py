@@ -175,6 +175,45 @@ def test_an_optimiser_without_history_begins_every_step_anew(make_trainer, group
     assert {int(s["step"]) for s in trainer._learner.optimizer.state.values()} == {1}
 
 
+def test_from_a_step_on_replayed_items_are_left_out_and_a_batch_is_passed_over_once(make_trainer, group, reinforce):
+    """ReMix's switch: until then a step of two epochs trains on what it is given, and counts updates in its state."""
+    changes = {
+        "init": lambda: {"steps": 0, "updates": 0},
+        "events": {
+            "optimizer_step": lambda state, metrics: {**state, "updates": state["updates"] + 1},
+            "iteration_end": lambda state, metrics: {**state, "steps": state["steps"] + 1},
+        },
+        "fresh_only": lambda state: state["steps"] >= 2,
+    }
+    trainer, seen = make_trainer(reinforce(changes=changes), epochs=2, max_age=3), []
+    trainer.start()
+    for version in range(4):
+        trainer.accumulate([replace_versions(group(0), version)])
+        replayed = [replace(group(item), source=Source.REPLAY) for item in (1, 2)]
+        trainer.accumulate(replayed)
+        metrics = trainer.finish_step().metrics
+        used = {name: metrics[name].value for name in metrics if name.startswith("items/")}
+        seen.append((used, trainer._state["updates"]))
+    both, fresh = {"items/used/rollout": 1, "items/used/replay": 2}, {"items/used/rollout": 1, "items/unused/replay": 2}
+    assert seen == [(both, 2), (both, 4), (fresh, 5), (fresh, 6)]
+
+
+def test_the_switch_to_fresh_items_survives_a_checkpoint(make_trainer, group, reinforce, tmp_path):
+    changes = {
+        "init": lambda: {"steps": 0},
+        "events": {"iteration_end": lambda state, metrics: {"steps": state["steps"] + 1}},
+        "fresh_only": lambda state: state["steps"] >= 1,
+    }
+    trainer, other = (make_trainer(reinforce(changes=changes), max_age=3) for _ in range(2))
+    trainer.start()
+    step(trainer, [group(0)])
+    trainer.save(tmp_path / "a")
+    other.load(tmp_path / "a")
+    other.start()
+    report = other.accumulate([replace(group(1), source=Source.REPLAY)])
+    assert report.groups == 0
+
+
 def test_checkpoints_hold_the_critic_and_the_policies_of_the_past(make_trainer, group, reinforce, compared_with, tmp_path):
     trainer = make_trainer(critic(reinforce), lr=1e-2)
     trainer.start()
