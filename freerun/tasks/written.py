@@ -45,7 +45,7 @@ class Noisy:
     def build(self, task: Task) -> Sequence[Example]:
         """Raises `DataError` for a solution that the alphabet cannot write."""
         prompts = task.train[: self.prompts]
-        return _once(self, task, prompts, self.expert, lambda: self._written(task, prompts))
+        return once(self, task, prompts, self.expert, lambda: self._written(task, prompts))
 
     def _written(self, task: Task, prompts: Sequence[Prompt]) -> list[Example]:
         rng = random.Random(f"{self.seed}/noisy")
@@ -53,7 +53,7 @@ class Noisy:
         asked = [prompt for prompt in prompts for _ in range(self.samples)]
         rewards = scored(task, asked, [text for siblings in answers for text, _ in siblings])
         return [
-            _example(prompt, [t for t, _ in siblings], rewards[i * self.samples :][: self.samples], [p for _, p in siblings])
+            example_of(prompt, [t for t, _ in siblings], rewards[i * self.samples :][: self.samples], [p for _, p in siblings])
             for i, (prompt, siblings) in enumerate(zip(prompts, answers, strict=True))
         ]
 
@@ -93,7 +93,7 @@ class Sampled:
     def build(self, task: Task) -> Sequence[Example]:
         """Raises `DataError` if no response is left, or one cannot be scored."""
         prompts = task.train[: self.prompts]
-        return _once(self, task, prompts, self.expert, lambda: self._written(task, prompts))
+        return once(self, task, prompts, self.expert, lambda: self._written(task, prompts))
 
     def _written(self, task: Task, prompts: Sequence[Prompt]) -> list[Example]:
         answers, model = self.author.answers(task, prompts, self.samples)
@@ -109,7 +109,7 @@ class Sampled:
                 meta = {**prompt.meta, "left_out": len(siblings) - len(kept)}
                 logps = [t.logp_T[t.action_T].tolist() for t, _ in kept]
                 texts = [t.text for t, _ in kept]
-                examples.append(_example(Prompt(prompt.uid, prompt.content, meta), texts, [r for _, r in kept], logps))
+                examples.append(example_of(Prompt(prompt.uid, prompt.content, meta), texts, [r for _, r in kept], logps))
         return examples
 
 
@@ -117,7 +117,7 @@ def is_readable(prompt: Prompt, trajectory: Trajectory, model: LanguageModel) ->
     """Whether the text of a response, read again, is the tokens that were sampled, its end token included."""
     if trajectory.stop is not Stop.EOS:
         return False
-    again = group_of(_example(prompt, [trajectory.text], (), ()), model).trajectories[0]
+    again = group_of(example_of(prompt, [trajectory.text], (), ()), model).trajectories[0]
     return again.tokens_T.tolist() == trajectory.tokens_T.tolist()
 
 
@@ -137,7 +137,7 @@ def write(path: Path, examples: Iterable[Example]) -> None:
             lines.write(json.dumps(row) + "\n")
 
 
-def _once(
+def once(
     config: object, task: Task, prompts: Sequence[Prompt], expert: bool, make: Callable[[], Sequence[Example]]
 ) -> Sequence[Example]:
     """The data set that `make` gives, from its file if it was written before. The file appears whole or not at all; two
@@ -164,7 +164,7 @@ def _once(
     return File(path=str(path), expert=expert).build(task)
 
 
-def _example(
+def example_of(
     prompt: Prompt, texts: Sequence[str], rewards: Sequence[RewardResult], logps: Sequence[Sequence[float]]
 ) -> Example:
     return Example(
