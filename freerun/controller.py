@@ -78,7 +78,9 @@ class Controller:
         self.loops = Loops(self._waiting)
         self.step = 0
         self.stopping = False
-        self.ref: WeightsRef  # Set by the first call of every entry point, before any loop starts.
+        # What generators are given, and the trainer's version. Every entry point sets them before any loop starts.
+        self.ref: WeightsRef
+        self.version: int
         self.intake = Intake(
             config,
             placement=placement,
@@ -103,7 +105,7 @@ class Controller:
 
     async def run(self) -> None:
         """Train to the last step. Raises the first error of any loop; then no task of this controller is left."""
-        self.ref = await self.tracker.call(self.trainer, "start", what="publish", doing="publishing the first version")
+        await self._start("publishing the first version")
         if self.step == 0 and self.config.final_eval_prompts:
             await self._beside_loops(self._evaluate_and_wait(self.config.final_eval_prompts))
         await self._beside_loops(self._train())
@@ -112,8 +114,14 @@ class Controller:
 
     async def evaluate(self, num_prompts: int) -> None:
         """Publish what the trainer holds and evaluate it on the first `num_prompts` held-out problems; trains nothing."""
-        self.ref = await self.tracker.call(self.trainer, "start", what="publish", doing="publishing the loaded version")
+        await self._start("publishing the loaded version")
         await self._beside_loops(self._evaluate_and_wait(num_prompts))
+
+    async def _start(self, doing: str) -> None:
+        """Publish what the trainer holds, which after a crash may be a version that generators were not given before."""
+        self.ref = await self.tracker.call(self.trainer, "start", what="publish", doing=doing)
+        self.version = self.ref.version
+        self.intake.published(self.version)
 
     async def _beside_loops(self, main: Any) -> None:
         generating = [self.intake.generate(name) for name in self.intake.generators]
@@ -158,7 +166,7 @@ class Controller:
             await self.loops.until(partial(self._enough, len(taken)), self.trainer, partial(self._why_no_batch, len(taken)))
             if self.stopping:
                 return False
-            groups = self.intake.take(self.config.groups - len(taken), self.ref.version)
+            groups = self.intake.take(self.config.groups - len(taken), self.version)
             await self._accumulate(list(groups.values()))
             taken |= groups
         if extra := self._extra():
@@ -172,7 +180,7 @@ class Controller:
 
     def _extra(self) -> list[Group | Example]:
         """What the step trains on besides the items that were taken for it: replayed groups and demonstrations."""
-        replayed = self.replay.draw(self.ref.version) if self.replay is not None else []
+        replayed = self.replay.draw(self.version) if self.replay is not None else []
         first = self.step * self.config.experts
         return [*replayed, *(self._experts.at(first + i) for i in range(self.config.experts))]
 
@@ -188,9 +196,13 @@ class Controller:
         report = await self.tracker.call(
             self.trainer, "finish_step", keep, what="update", doing="optimiser step and publication"
         )
-        self.ref = report.ref
         self.step += 1
-        self.intake.trained(list(taken), report.version)
+        self.version = report.version
+        self.intake.trained(list(taken), self.version)
+        last = self.step == self.config.steps
+        if self.step % self.config.publish_every == 0 or last:
+            self.ref = report.ref
+            self.intake.published(self.version)
         groups = [group for group in taken.values() if isinstance(group, Group)]
         if self.replay is not None:
             self.replay.add(groups)
@@ -199,7 +211,6 @@ class Controller:
             self.sink.sample(sample_record(self.step, report.version - 1, group))
         self._publish_status()
         self.intake.admit()
-        last = self.step == self.config.steps
         if self.config.eval_every and self.step % self.config.eval_every == 0 and not last:
             self.evaluator.begin(self.step, QUICK, self.config.eval_prompts)
             self.loops.notify()

@@ -27,6 +27,9 @@ class ControllerConfig:
     """Responses per prompt."""
     max_lag: int = 1
     """Target lag: 0 is synchronous, 1 is one-step off-policy. Capacity is (max_lag + 1) * groups slots."""
+    publish_every: int = 1
+    """Generators are given every so many-th version only, as where weights travel slowly; at most max_lag + 1. With exactly
+    that many, data are made in rounds: all by one version, trained on at lags 0 to max_lag."""
     window: int = 1
     """How far behind the oldest active item the batcher may take a finished group; 1 is strict first in, first out."""
     stream: int = 1
@@ -97,6 +100,7 @@ def check(config: ControllerConfig, num_prompts: int) -> None:
         ("groups", config.groups),
         ("group_size", config.group_size),
         ("window", config.window),
+        ("publish_every", config.publish_every),
         ("stream", config.stream),
         ("decode_steps", config.decode_steps),
     ):
@@ -115,6 +119,13 @@ def check(config: ControllerConfig, num_prompts: int) -> None:
             raise ConfigError(
                 f"control.{name} is negative", given=value, expected="0 or more", todo=f"correct --control.{name}"
             )
+    if config.publish_every > config.max_lag + 1:
+        raise ConfigError(
+            "the run would wait for itself: no slot becomes free before the next version is published",
+            given=f"publish_every {config.publish_every}, max_lag {config.max_lag}",
+            expected="publish_every <= max_lag + 1",
+            todo="raise --control.max-lag, or lower --control.publish-every",
+        )
     if config.stream > config.groups:
         raise ConfigError(
             "control.stream is larger than a step",

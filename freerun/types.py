@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from freerun.errors import MissingColumn
@@ -189,7 +190,8 @@ class Group:
 
     @property
     def oldest_version(self) -> int:
-        return min(t.oldest_version for t in self.trajectories)
+        made_by = [t.version_T[t.action_T] for t in self.trajectories]
+        return int(torch.cat(made_by).min())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

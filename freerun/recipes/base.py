@@ -4,22 +4,14 @@ A recipe is a module in this folder (or any Python file) with a function `recipe
 what it shows and how long it takes. Nothing is registered: the folder is the list.
 """
 
-import importlib
-import importlib.machinery
-import importlib.util
-import pkgutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from freerun import recipes
+from freerun import discovery, recipes
 from freerun.actors.generator import GeneratorConfig
 from freerun.algorithms.base import AlgorithmConfig
-from freerun.config import nearest
-from freerun.errors import ConfigError
 from freerun.rewards.pool import RewardConfig
 from freerun.schedule import ControllerConfig
 from freerun.tasks import examples
@@ -152,47 +144,15 @@ class RunConfig:
 
 def names() -> list[str]:
     """Names of the shipped recipes, sorted."""
-    return sorted(_name(m.name) for m in pkgutil.iter_modules(recipes.__path__) if m.name != "base")
+    return discovery.names(recipes, "recipe")
 
 
 def load(name: str) -> ModuleType:
     """The module of a shipped recipe (`tiny-addition`) or of a Python file (`my_recipe.py`). Raises `ConfigError`."""
-    if name.endswith(".py"):
-        path = Path(name)
-        if not path.is_file():
-            raise ConfigError(
-                "recipe file not found", given=name, expected="a Python file with a function recipe()", todo="check the path"
-            )
-        loader = importlib.machinery.SourceFileLoader(path.stem, str(path))
-        spec = importlib.machinery.ModuleSpec(path.stem, loader, origin=str(path))
-        module = importlib.util.module_from_spec(spec)
-        # Executors in other processes import the recipe's own classes by this name.
-        sys.modules[path.stem] = module
-        loader.exec_module(module)
-    elif name in names():
-        module = importlib.import_module(f"freerun.recipes.{name.replace('-', '_')}")
-    else:
-        raise ConfigError(
-            f"unknown recipe '{name}'",
-            given=name,
-            expected=f"one of: {nearest(name, names())}",
-            todo="`freerun list` shows all; a path to a .py file works too",
-        )
-    if "recipe" not in vars(module):
-        raise ConfigError(
-            f"'{name}' is not a recipe",
-            given=f"module {module.__name__}",
-            expected="a function recipe() -> RunConfig",
-            todo="define it, see freerun/recipes/tiny_addition.py",
-        )
-    return module
+    return discovery.load(recipes, "recipe", name, listing="freerun list", example="freerun/recipes/tiny_addition.py")
 
 
 def described() -> Iterator[tuple[str, str]]:
     """(name, first paragraph of the docstring) of every shipped recipe."""
     for name in names():
         yield name, " ".join((load(name).__doc__ or "").strip().split("\n\n")[0].split())
-
-
-def _name(module: str) -> str:
-    return module.replace("_", "-")

@@ -105,6 +105,10 @@ class Learner:
                 return packs_of_rows(tokens, actions, budget=self.config.micro_tokens)
             return packs_of_trees(tokens, actions, budget=self.config.micro_tokens, balance=balance)
 
+    def is_small(self, rows: Sequence[Row]) -> bool:
+        """True if `rows` are one micro-batch at most, which can be said without packing them."""
+        return len(rows) * max((len(row.tokens_T) for row in rows), default=0) <= self.config.micro_tokens
+
     def predict(self, pack: Pack) -> Predictions:
         """What the trained networks give for a micro-batch."""
         predictions = self.policy(pack)

@@ -77,7 +77,7 @@ def allocate(lengths: Sequence[int], capacity: int, *, minimum: int = 1, padded:
 
 def packs_of_rows(tokens: Sequence[Tensor], actions: Sequence[Tensor], *, budget: int) -> list[Pack]:
     """Right-padded packs of at most `budget` tokens, padding included."""
-    inputs = [_inputs(t, a) for t, a in zip(tokens, actions, strict=True)]
+    inputs = _inputs(tokens, actions) if tokens else []
     return [
         _rows(tuple(members), tokens, actions, inputs) for members in allocate([len(i) for i in inputs], budget, padded=True)
     ]
@@ -88,7 +88,7 @@ def packs_of_trees(tokens: Sequence[Tensor], actions: Sequence[Tensor], *, budge
 
     With `balance` the packs are about equally large; without, every pack but the last is as full as it can be.
     """
-    inputs = [_inputs(t, a) for t, a in zip(tokens, actions, strict=True)]
+    inputs = _inputs(tokens, actions) if tokens else []
     # Big-endian bytes compare like the numbers they hold, in one call and without a Python object per token.
     keys = [i.numpy().astype(">u4").tobytes() for i in inputs]
     order = sorted(range(len(inputs)), key=keys.__getitem__)
@@ -103,9 +103,11 @@ def packs_of_trees(tokens: Sequence[Tensor], actions: Sequence[Tensor], *, budge
     ]
 
 
-def _inputs(tokens_T: Tensor, action_T: Tensor) -> Tensor:
-    """Everything before the last action token."""
-    return tokens_T[: int(action_T.nonzero()[-1])]
+def _inputs(tokens: Sequence[Tensor], actions: Sequence[Tensor]) -> list[Tensor]:
+    """Of each trajectory everything before its last action token."""
+    action_BT = torch.nn.utils.rnn.pad_sequence(list(actions), batch_first=True)
+    last_B = (action_BT * torch.arange(action_BT.shape[1])).amax(-1)
+    return [tokens_T[:last] for tokens_T, last in zip(tokens, last_B.tolist(), strict=True)]
 
 
 def _common(left_T: Tensor, right_T: Tensor) -> int:
@@ -171,8 +173,8 @@ def _tree(
 
 def _rows(members: tuple[int, ...], tokens: Sequence[Tensor], actions: Sequence[Tensor], inputs: Sequence[Tensor]) -> Pack:
     tokens_RL = torch.nn.utils.rnn.pad_sequence([inputs[i] for i in members], batch_first=True)
-    width = tokens_RL.shape[1]
-    where = [row * width + actions[i].nonzero().squeeze(-1) - 1 for row, i in enumerate(members)]
+    action_RL = torch.nn.utils.rnn.pad_sequence([actions[i][1 : len(inputs[i]) + 1] for i in members], batch_first=True)
+    where = action_RL.flatten().nonzero().squeeze(-1).split(action_RL.sum(-1).tolist())
     padding = tokens_RL.numel() - sum(len(inputs[i]) for i in members)
     return _pack(members, tokens, actions, where, tokens_RL=tokens_RL, padding=padding)
 

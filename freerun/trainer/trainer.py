@@ -147,6 +147,8 @@ class TrainerExecutor:
         loud, silent = split_silent(rows, self._algorithm)
         self._gradient.add_silent(batch_of(silent, self._learner.policy.device))
         self._rows += loud
+        if self._learner.is_small(self._rows):
+            return AccumulateReport(len(self._groups), len(self._rows))
         packs = self._learner.packs(self._rows, balance=False)
         with self._saving_what_is_not_finite():
             for pack in packs[:-1]:
