@@ -6,6 +6,7 @@
 DEMO ?= smollm2-arithmetic
 DEMO_ARGS ?=
 TEST_ARGS ?=
+CLAIMS_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS_VENV := .venv-peers
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test test-slow test-dist check format bench bench-peers-env docs lock clean
+.PHONY: help env demo test test-slow test-dist claims claims-quick check format bench bench-peers-env docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -44,6 +45,13 @@ test-slow: env ## learning tests and others that take minutes
 
 test-dist: env ## only the tests that spawn processes
 	$(BIN)/python -m pytest -m "dist and not gpu" $(TEST_ARGS)
+
+claims: env ## every small experiment on what a paper claims; writes docs/claims (hours; what was run before is kept)
+	$(BIN)/freerun claims $(CLAIMS_ARGS)
+	$(BIN)/python tools/claims_table.py
+
+claims-quick: env ## the quick ones; fails if a verdict is not the one on record
+	$(BIN)/freerun claims --quick --check $(CLAIMS_ARGS)
 
 check: env ## lint, format, types, layers, budgets, generated docs
 	$(BIN)/ruff check .

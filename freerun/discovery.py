@@ -56,7 +56,8 @@ def from_file(path: Path, function: str) -> ModuleType:
             todo="check the path",
         )
     loader = importlib.machinery.SourceFileLoader(path.stem, str(path))
-    spec = importlib.machinery.ModuleSpec(path.stem, loader, origin=str(path))
+    spec = importlib.util.spec_from_file_location(path.stem, path, loader=loader)
+    assert spec is not None, "a loader was given"
     module = importlib.util.module_from_spec(spec)
     # Executors in other processes import the file's own classes by this name.
     sys.modules[path.stem] = module

@@ -294,8 +294,8 @@ def scored(task: Task, prompt: Prompt, response: Trajectory) -> RewardResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """A data set of responses by the policy in a file of weights, scored, with its log-probs. Responses that were cut off are
-    left out: those of a data set all end."""
+    """A data set of responses by the policy in a file of weights, scored, with its log-probs. A response that was cut off, or
+    that has a token without a text, is left out: those of a data set are texts that end."""
 
     job: Job
     """The job whose model and task it is for."""
@@ -312,7 +312,7 @@ class Sampled:
         prompts = task.train[: self.prompts]
         sampling = Sampling(max_tokens=self.job.max_tokens)
         answers = respond(self.job, self.weights, prompts, self.group_size, sampling, seed=self.seed)
-        whole = [[t for t in group if t.stop is Stop.EOS] for group in answers]
+        whole = [[t for t in group if t.stop is Stop.EOS and t.num_actions == len(t.text) + 1] for group in answers]
         return tuple(
             Example(
                 uid=prompt.uid,

@@ -35,7 +35,7 @@ HOMES = {
     "math_verify": ["rewards/*.py", "tasks/*.py"],
     "gymnasium": ["actors/envs*.py", "tasks/*.py"],
     "tyro": ["cli.py", "claims/*.py", "plan/*.py"],
-    "rich": ["cli.py", "claims/show.py", "watch/terminal.py", "watch/screen.py"],
+    "rich": ["cli.py", "claims/show.py", "claims/staleness.py", "watch/terminal.py", "watch/screen.py"],
     "tensorboard": ["watch/tensorboard.py"],
     "torch.utils.tensorboard": ["watch/tensorboard.py"],
     "wandb": ["watch/wandb.py"],
