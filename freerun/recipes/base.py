@@ -12,6 +12,7 @@ from typing import Literal
 from freerun import discovery, recipes
 from freerun.actors.generator import GeneratorConfig
 from freerun.algorithms.base import AlgorithmConfig
+from freerun.models.base import ModelConfig
 from freerun.rewards.pool import RewardConfig
 from freerun.schedule import ControllerConfig
 from freerun.tasks import examples
@@ -108,8 +109,8 @@ class RecordsConfig:
 class RunConfig:
     """A whole run."""
 
-    model: object
-    """The policy: a config whose `build` gives a `LanguageModel`."""
+    model: ModelConfig
+    """The policy: the network and its tokenizer."""
     task: TaskConfig
     """Prompts and reward."""
     algorithm: AlgorithmConfig

@@ -1,8 +1,6 @@
 """Who writes a data set: a language model that was taught first, or that an earlier run left, asked through the generator.
 
 Everything happens in this process, and what it gives depends on the config alone.
-
-Shapes: T positions of a trajectory.
 """
 
 import asyncio
@@ -36,8 +34,8 @@ MOST_SLOTS = 256
 class Author:
     """A language model with what it learnt. With the sections of a recipe it is the policy that the recipe's RL starts from."""
 
-    model: object
-    """A config whose `build` gives a `LanguageModel`."""
+    model: ModelConfig
+    """The network and its tokenizer."""
     warm_start: WarmStartConfig | None = None
     """What it is taught, or nothing."""
     checkpoint: str = ""
@@ -58,7 +56,7 @@ class Author:
         no room for a response, `CheckpointError` for a checkpoint that does not fit."""
         slots = self.generator.slots or max(1, min(MOST_SLOTS, samples * len(prompts)))
         with closing(self.taught(task)) as teacher:
-            generator = GeneratorExecutor(self._config(), replace(self.generator, slots=slots), inprocess.subscriber())
+            generator = GeneratorExecutor(self.model, replace(self.generator, slots=slots), inprocess.subscriber())
             with closing(generator) as writer:
                 requests = [
                     Request(item=i, prompt=prompt, num_samples=samples, sampling=self.sampling, seed=stream_seed(self.seed, i))
@@ -66,14 +64,10 @@ class Author:
                 ]
                 return _finished(writer, teacher, requests), teacher.model
 
-    def _config(self) -> ModelConfig:
-        model: ModelConfig = self.model  # type: ignore[assignment]
-        return model
-
     def taught(self, task: Task) -> TrainerExecutor:
         """The trainer that holds what the author learnt; the caller closes it."""
         config = replace(self.trainer, seed=self.seed, temperature=self.sampling.temperature)
-        teacher = TrainerExecutor(self._config(), sft.Config(), config, inprocess.publisher())
+        teacher = TrainerExecutor(self.model, sft.Config(), config, inprocess.publisher())
         if self.checkpoint:
             load_networks(Path(self.checkpoint) / "trainer", {"policy": teacher.model.model})
         elif self.warm_start is not None:
