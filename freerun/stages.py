@@ -62,11 +62,11 @@ async def warm_start(controller: Controller, stage: WarmStartConfig, examples: S
 def lessons(
     stage: WarmStartConfig, examples: Sequence[Example], seed: int
 ) -> Iterator[tuple[list[Example], AlgorithmConfig, float]]:
-    """What the trainer's `warm_start` is given, step by step: demonstrations, objective, a learning rate that falls to 0."""
+    """What the trainer's `warm_start` is given, step by step: demonstrations, objective, learning rate."""
     stream = Stream(examples, seed)
     for step in range(stage.steps):
         batch = [stream.at(step * stage.batch + i) for i in range(stage.batch)]
-        yield batch, stage.algorithm, stage.lr * (1 - step / stage.steps)
+        yield batch, stage.algorithm, stage.learning_rate(step)
 
 
 async def reference_value(controller: Controller, stage: ReferenceValueConfig, examples: Sequence[Example], seed: int) -> None:

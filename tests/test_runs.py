@@ -154,6 +154,16 @@ def test_a_resumed_asynchronous_run_trains_every_item_once(publish_every, tmp_pa
     assert state["step"] == 6
 
 
+def test_the_learning_rate_of_a_warm_start_is_held_and_then_falls_to_zero():
+    falls = WarmStartConfig(algorithm=sft.Config(), steps=10, lr=1.0)
+    assert [falls.learning_rate(step) for step in (0, 5, 9)] == pytest.approx([1.0, 0.5, 0.1])
+    held = replace(falls, hold=0.6)
+    assert [held.learning_rate(step) for step in (0, 4, 6, 8, 9)] == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.25])
+    assert replace(falls, hold=1.0).learning_rate(9) == 1.0
+    with pytest.raises(ConfigError, match="learning rate"):
+        replace(falls, hold=1.1)
+
+
 def test_a_warm_start_comes_before_version_zero(tmp_path):
     warm = WarmStartConfig(algorithm=sft.Config(), steps=3, batch=8, lr=1e-2)
     _, cold = run(small(warm_start=None), tmp_path / "cold")

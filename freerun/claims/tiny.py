@@ -67,7 +67,7 @@ class Job:
     max_tokens: int = 8
     """Most tokens of a response."""
     warm_accuracy: float = 0.35
-    """The warm start ends when so many held-out problems are solved."""
+    """The warm start ends when so many held-out problems are solved; 0 begins with random weights."""
     warm_lr: float = 5e-3
     """Its learning rate."""
     warm_batch: int = 64
@@ -137,7 +137,7 @@ def train(
             todo="drop one",
         )
     config = RunConfig(
-        model=job.model(str(warm_start(job, seed))),
+        model=job.model(str(warm_start(job, seed)) if job.warm_accuracy else ""),
         task=job.task,
         algorithm=algorithm,
         sampling=Sampling(max_tokens=job.max_tokens),

@@ -12,6 +12,7 @@ from typing import Literal
 from freerun import discovery, recipes
 from freerun.actors.generator import GeneratorConfig
 from freerun.algorithms.base import AlgorithmConfig
+from freerun.errors import ConfigError
 from freerun.models.base import ModelConfig
 from freerun.rewards.pool import RewardConfig
 from freerun.schedule import ControllerConfig
@@ -70,6 +71,22 @@ class WarmStartConfig:
     """Demonstrations per step."""
     lr: float = 1e-3
     """Learning rate of this stage."""
+    hold: float = 0.0
+    """Share of the steps that keep it; over the others it falls linearly to 0."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.hold <= 1.0:
+            raise ConfigError(
+                "the warm start cannot keep its learning rate for such a share of its steps",
+                given=f"hold {self.hold}",
+                expected="0 to 1",
+                todo="correct --warm-start.hold",
+            )
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step `step`, counted from 0."""
+        left = 1 - step / self.steps
+        return self.lr * min(1.0, left / (1 - self.hold)) if self.hold < 1 else self.lr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
