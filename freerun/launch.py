@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from freerun import config as configs
+from freerun import stages
 from freerun.actors.generator import GeneratorExecutor
 from freerun.checkpoint import JOURNAL, Checkpoints, restore_controller
 from freerun.controller import Controller
@@ -21,12 +22,10 @@ from freerun.metrics import EvalRecord, Sink
 from freerun.models.base import resolve_dtype
 from freerun.placement.base import ExecutorSpec, Placement
 from freerun.placement.inline import InlinePlacement
-from freerun.recipes.base import RunConfig, WarmStartConfig
+from freerun.recipes.base import RunConfig
 from freerun.rewards.pool import RewarderExecutor
-from freerun.schedule import Stream
 from freerun.store.admission import Admission
 from freerun.store.journal import Journal
-from freerun.tasks.base import Task
 from freerun.trainer.trainer import TrainerConfig, TrainerExecutor, check
 from freerun.weights import shared
 
@@ -58,8 +57,10 @@ async def launch(
     `resume` and no checkpoint, begin again at step 0 with the finished groups that the run's journal has.
     Everything started here has ended when this returns or raises.
     """
-    check(trainer_config(config), config.algorithm, config.control.group_size, config.sampling)
+    fits_value = config.reference_value is not None
+    check(trainer_config(config), config.algorithm, config.control.group_size, config.sampling, fits_value=fits_value)
     task = config.task.build()
+    data = stages.Data.of(config, task, begins=checkpoint is None)
     journal = None if evaluate_only or not checkpoint_at_end else Journal(run_dir / JOURNAL)
     kind = placement_kind(config.placement.kind)
     placement = await _placement(config, kind, run_dir)
@@ -73,14 +74,14 @@ async def launch(
             generators=[handles[n] for n in names],
             rewarder=handles["rewarder"],
             trainer=handles["trainer"],
-            prompts=task.train if config.offline is None else config.offline.build(task),
+            prompts=task.train if data.offline is None else data.offline,
             heldout=task.heldout,
             sampling=config.sampling,
             eval_sampling=replace(config.sampling, temperature=0.0),
             accuracy=task.accuracy,
             sink=sinks,
             seed=config.seed,
-            experts=config.experts.build(task) if config.experts is not None else (),
+            experts=data.experts,
             journal=journal,
             directory=run_dir,
             save=checkpoints.save if checkpoint_at_end and not evaluate_only else None,
@@ -95,8 +96,13 @@ async def launch(
                     what="checkpoint",
                     doing=f"loading {checkpoint.name}",
                 )
-            elif config.warm_start is not None:
-                await warm_start(controller, config.warm_start, task, config.seed)
+            else:
+                await stages.before_training(controller, config, data)
+                if controller.stopping:
+                    # Half a stage is no place to go on from: nothing is saved, and a resumed run begins anew.
+                    return Outcome(False, 0, config.control.steps, ())
+            if config.reference_value is not None and data.offline is not None:
+                await stages.select(controller, config.reference_value, data.offline, config.seed)
             if not evaluate_only and (checkpoint is not None or resume):
                 restore_controller(controller, checkpoint)
             await (controller.evaluate(evaluate_only) if evaluate_only else controller.run())
@@ -107,23 +113,6 @@ async def launch(
         await placement.stop()
         # What a killed trainer, of this run or of an earlier one, left in shared memory; the living keep theirs locked.
         shared.sweep()
-
-
-async def warm_start(controller: Controller, stage: WarmStartConfig, task: Task, seed: int) -> None:
-    """The supervised stage, on the demonstrations that the recipe names."""
-    examples = Stream(stage.examples.build(task), seed)
-    for step in range(stage.steps):
-        await controller.tracker.call(
-            controller.trainer,
-            "warm_start",
-            [examples.at(step * stage.batch + i) for i in range(stage.batch)],
-            stage.algorithm,
-            stage.learning_rate(step),
-            what="warm-start",
-            doing=f"supervised warm start, step {step + 1} of {stage.steps}",
-        )
-        if controller.stopping:
-            return
 
 
 def placement_kind(asked: str) -> str:

@@ -1,6 +1,7 @@
 """How long a run is, how much a step holds, how asynchronous it may be; and the endless order of its data."""
 
 import hashlib
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,16 +67,20 @@ class ControllerConfig:
 
 
 class Stream(Generic[T]):
-    """A data set without end: epoch after epoch, each a permutation of its own that the seed fixes. Positions before 0 are
-    valid too, and are a stream of their own (the warm start draws from there)."""
+    """A data set without end: epoch after epoch, each a permutation of its own that the seed fixes; or, with `weights`, draws
+    in proportion to them, each fixed by the seed and its position. Positions before 0 are valid too, and are a stream of their
+    own (the warm start draws from there)."""
 
-    def __init__(self, data: Sequence[T], seed: int) -> None:
+    def __init__(self, data: Sequence[T], seed: int, weights: Sequence[float] = ()) -> None:
         self._data, self._seed = data, seed
+        self._cumulative = list(itertools.accumulate(weights))
         self._epoch: int | None = None
         self._order: list[int] = []
 
     def at(self, position: int) -> T:
         """The datum at `position`. Looking back across an epoch's end costs a shuffle."""
+        if self._cumulative:
+            return random.Random(f"{self._seed}/{position}").choices(self._data, cum_weights=self._cumulative)[0]
         epoch, offset = divmod(position, len(self._data))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, list(range(len(self._data)))

@@ -119,13 +119,14 @@ def train(
     experts: ExamplesConfig | None = None,
     control: Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train the warm-started model of `seed` and say how that went.
+    """Train the warm-started model of `seed` and say how that went. `also` names further metrics of a step to keep.
 
     `control` and `trainer` change fields of those sections, such as `{"minibatches": 4}`. What comes back: `accuracy` on
     held-out problems, greedy, and `start`, the same before; `reward`, the mean of the last tenth of the steps, and
-    `mean_reward`, of all; `ess`, `clipped`, `entropy` and `lag`, means of the last tenth; `diverged`, 1 if a loss was not
-    finite, in which case nothing is left to judge and `accuracy` and `reward` are 0; `cpu`, seconds; and `curves`.
+    `mean_reward`, of all; `ess`, `clipped`, `entropy`, `lag` and what is in `also`, means of the last tenth; `diverged`, 1 if a
+    loss was not finite, in which case nothing is left to judge and `accuracy` and `reward` are 0; `cpu`, seconds; and `curves`.
     """
     job = job or Job()
     if lag and rounds > 1:
@@ -164,7 +165,7 @@ def train(
         experts=experts,
         seed=seed,
     )
-    kept, began, diverged = Kept(), time.process_time(), False
+    kept, began, diverged = Kept(also), time.process_time(), False
     with tempfile.TemporaryDirectory() as folder:
         try:
             outcome = asyncio.run(launch(config, Path(folder), kept, checkpoint_at_end=False))
@@ -178,8 +179,9 @@ def train(
 class Kept:
     """A sink that keeps what a claim is about."""
 
-    def __init__(self) -> None:
-        self.curves: dict[str, list[float]] = {name: [] for name in CURVES}
+    def __init__(self, also: Sequence[str] = ()) -> None:
+        self.curves: dict[str, list[float]] = {name: [] for name in (*CURVES, *also)}
+        self._also = also
         self.accuracies: list[float] = []
 
     def step(self, record: StepRecord) -> None:
@@ -212,6 +214,7 @@ class Kept:
             "reward": last_tenth(rewards),
             "mean_reward": sum(rewards) / steps,
             **{short: last_tenth(self.curves[name]) for short, name in names.items()},
+            **{name: last_tenth(self.curves[name]) for name in self._also},
             "diverged": float(diverged),
             "curves": {name: thinned(values) for name, values in self.curves.items()},
         }

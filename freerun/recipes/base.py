@@ -13,11 +13,13 @@ from freerun import discovery, recipes
 from freerun.actors.generator import GeneratorConfig
 from freerun.algorithms.base import AlgorithmConfig
 from freerun.errors import ConfigError
+from freerun.models.base import ModelConfig
 from freerun.rewards.pool import RewardConfig
 from freerun.schedule import ControllerConfig
 from freerun.tasks import examples
 from freerun.tasks.base import TaskConfig
 from freerun.tasks.examples import ExamplesConfig
+from freerun.trainer.config import ValueHeadConfig
 from freerun.trainer.trainer import TrainerConfig
 from freerun.types import Sampling
 
@@ -88,6 +90,25 @@ class WarmStartConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceValueConfig:
+    """A stage before RL that fits the reward to expect of the reference policy on a prompt: the column `value_reference`."""
+
+    examples: ExamplesConfig | None = None
+    """Scored responses to fit it to, which stand for the reference policy's own; none takes those of `offline`."""
+    head: ValueHeadConfig = field(default_factory=ValueHeadConfig)
+    """The estimator."""
+    epochs: int = 10
+    """Passes over the prompts; the best on those held back counts."""
+    batch: int = 64
+    """Prompts per step."""
+    held_back: float = 0.2
+    """Share of the prompts to judge by."""
+    select: Literal["all", "positive", "priority"] = "positive"
+    """Which responses of `offline` are trained on: every one, those better than expected, or those drawn in proportion to how
+    much better they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordsConfig:
     """What the run leaves behind."""
 
@@ -105,8 +126,8 @@ class RecordsConfig:
 class RunConfig:
     """A whole run."""
 
-    model: object
-    """The policy: a config whose `build` gives a `LanguageModel`."""
+    model: ModelConfig
+    """The policy: the network and its tokenizer."""
     task: TaskConfig
     """Prompts and reward."""
     algorithm: AlgorithmConfig
@@ -127,6 +148,8 @@ class RunConfig:
     """Where the demonstrations come from that `control.experts` adds to each step."""
     warm_start: WarmStartConfig | None = None
     """A supervised stage before RL, or none."""
+    reference_value: ReferenceValueConfig | None = None
+    """A stage after it that fits the value of prompts, or none."""
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     """Where executors run."""
     weights: WeightsConfig = field(default_factory=WeightsConfig)

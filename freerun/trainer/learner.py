@@ -18,6 +18,7 @@ from freerun.trainer.batch import Row, batch_of
 from freerun.trainer.config import TrainerConfig
 from freerun.trainer.forward import Critic, Policy, Predictions, named_weights, outputs_of
 from freerun.trainer.packing import Pack, packs_of_rows, packs_of_trees
+from freerun.trainer.prompt_value import PromptValue
 from freerun.trainer.routing import alike, give_routing, replayed
 from freerun.trainer.update import GradientSum, divide_and_clip
 from freerun.types import Batch, Mean, Metric, Sum
@@ -33,8 +34,9 @@ class NotFinite(ArithmeticError):
 
 
 class Learner:
-    """The policy being trained, the critic if there is one, their optimiser, and frozen copies of the policy. With `routing`,
-    the policy's tokens go to the experts that their rows name; raises `ConfigError` if its model cannot do that.
+    """The policy being trained, the critic if there is one, their optimiser, frozen copies of the policy, and the value of a
+    prompt under the reference if one was fitted. With `routing`, the policy's tokens go to the experts that their rows name;
+    raises `ConfigError` if its model cannot do that.
 
     `trained` maps names to the parameters that the optimiser moves. `seconds` adds up the time of each phase until
     `take_records` hands it out, with the tokens that were computed.
@@ -51,6 +53,7 @@ class Learner:
         self.policy = Policy(network, config)
         self._routers = Routers(network) if routing else None
         self.frozen: dict[str, Policy] = {}
+        self.value: PromptValue | None = None
         self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._policy_parameters = list(self.trained.values())
         self._critic_parameters = list(self.critic.parameters()) if self.critic is not None else []
@@ -76,6 +79,10 @@ class Learner:
         """From now on the frozen policy `name` is a copy of the policy as it is."""
         self.frozen[name] = self.policy_now()
 
+    def reference(self) -> Policy:
+        """The frozen reference policy; before it is frozen, the policy, which is what it will be."""
+        return self.frozen.get("reference", self.policy)
+
     def policy_now(self) -> Policy:
         """A frozen copy of the policy as it is."""
         return Policy(copy.deepcopy(self.policy.model).requires_grad_(False), self.config)
@@ -83,7 +90,8 @@ class Learner:
     def networks(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint has to hold."""
         critic = {} if self.critic is None else {"critic": self.critic}
-        return {"policy": self.policy.model, **critic, **{name: policy.model for name, policy in self.frozen.items()}}
+        value = {} if self.value is None else {"value_reference": self.value.head}
+        return {"policy": self.policy.model, **critic, **value, **{name: p.model for name, p in self.frozen.items()}}
 
     def published(self) -> Mapping[str, Tensor]:
         """The policy's weights under its Hugging Face names, adapters merged into the layers they belong to."""

@@ -7,7 +7,7 @@ they may start early), then `finish_step` (the rest; division by global counts, 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -26,9 +26,11 @@ from freerun.trainer.batch import (
     rows_of,
     split_silent,
 )
-from freerun.trainer.config import LoraConfig, TrainerConfig
+from freerun.trainer.config import LoraConfig, TrainerConfig, ValueHeadConfig
 from freerun.trainer.examples import group_of
 from freerun.trainer.learner import CURRENT, FROZEN, Learner, NotFinite, give
+from freerun.trainer.prompt_value import COLUMN as VALUE
+from freerun.trainer.prompt_value import PromptValue, check_fitted, give_values
 from freerun.trainer.update import GradientSum, check_algorithm, due, global_counts, share_a_count
 from freerun.types import Example, Group, Mean, Metric, Sampling, Source, Sum, WeightsRef, merge_all
 from freerun.weights.channel import Publisher
@@ -54,10 +56,19 @@ class StepReport:
     seconds: Mapping[str, float]
 
 
-def check(config: TrainerConfig, algorithm: AlgorithmConfig, group_size: int, sampling: Sampling | None = None) -> None:
-    """Raises `ConfigError` for a combination that cannot learn, before anything starts."""
+def check(
+    config: TrainerConfig,
+    algorithm: AlgorithmConfig,
+    group_size: int,
+    sampling: Sampling | None = None,
+    *,
+    fits_value: bool = False,
+) -> None:
+    """Raises `ConfigError` for a combination that cannot learn, before anything starts. `fits_value` says whether the run has a
+    stage in which the value of the reference policy is fitted."""
     built = algorithm.build()
     check_algorithm(built, PRODUCED)
+    check_fitted(built, fits_value)
     if built.group_baseline and group_size == 1:
         raise ConfigError(
             f"algorithm '{built.name}' compares siblings, and a group of one has none",
@@ -75,8 +86,8 @@ def check(config: TrainerConfig, algorithm: AlgorithmConfig, group_size: int, sa
 
 
 class TrainerExecutor:
-    """Owns the policy, the optimiser and the algorithm's state. `version` is the newest one published, or, before `start`, the
-    one that will be.
+    """Owns the policy (`model`), the optimiser and the algorithm's state. `version` is the newest one published, or, before
+    `start`, the one that will be.
 
     A batch on which the run diverges is written below `directory`; None writes nothing.
     """
@@ -92,9 +103,9 @@ class TrainerExecutor:
         self._algorithm = algorithm.build()
         check_algorithm(self._algorithm, PRODUCED)
         self._config, self._directory = config, directory
-        self._model = model.build(dtype="float32", device=config.device, seed=config.seed)
+        self.model = model.build(dtype="float32", device=config.device, seed=config.seed)
         routing = self._algorithm.routing != "free"
-        self._learner = Learner(self._model.model, config, critic=self._algorithm.has_critic, routing=routing)
+        self._learner = Learner(self.model.model, config, critic=self._algorithm.has_critic, routing=routing)
         self._warm: torch.optim.Optimizer | None = None
         self._publisher = publisher()
         self._pinned: frozenset[int] = frozenset()
@@ -112,7 +123,8 @@ class TrainerExecutor:
         """Publish the current weights: version 0, or the one that was loaded. The optimiser of `warm_start` is forgotten, and
         frozen policies that the algorithm wants are frozen here."""
         self._warm = None
-        for column, name in FROZEN.items():
+        check_fitted(self._algorithm, self._learner.value is not None)
+        for column, name in (*FROZEN.items(), (VALUE, "reference")):
             if column in self._algorithm.columns and name not in self._learner.frozen:
                 self._learner.freeze(name)
         return self._publisher.publish(self.version, self._learner.published())
@@ -124,7 +136,7 @@ class TrainerExecutor:
         Raises `DataError` or `StaleItem` for items that must not be trained on, before any of them is; `Diverged` for a loss
         that is not finite.
         """
-        given = [group_of(item, self._model) if isinstance(item, Example) else item for item in items]
+        given = [group_of(item, self.model) if isinstance(item, Example) else item for item in items]
         for group in given:
             check_group(group, version=self.version, max_lag=self._config.max_lag, max_age=self._config.max_age)
         groups = [group for group in given if not (self._fresh_only and group.source is Source.REPLAY)]
@@ -142,6 +154,9 @@ class TrainerExecutor:
                 credited, self._state = rows_of(group, len(self._groups), self._algorithm, self._state, version=self.version)
             rows += credited
             self._groups.append(group)
+        if self._learner.value is not None and VALUE in self._algorithm.columns:
+            with self._learner.timed("forward"):
+                give_values(rows, self._learner.value, self._learner.reference())
         self._records.append(data_metrics(groups, rows))
         if "advantage" not in self._algorithm.makes:
             self._records.append(advantage_metrics(rows))
@@ -196,7 +211,7 @@ class TrainerExecutor:
         self._warm = self._warm or self._learner.new_optimizer()
         rows: list[Row] = []
         for index, example in enumerate(examples):
-            rows += rows_of(group_of(example, self._model), index, built, built.init(), version=self.version)[0]
+            rows += rows_of(group_of(example, self.model), index, built, built.init(), version=self.version)[0]
         counts = global_counts(built.terms, batch_of(rows, self._learner.policy.device))
         gradient = GradientSum(built, built.terms, built.init(), counts)
         with self._saving_what_is_not_finite():
@@ -205,6 +220,26 @@ class TrainerExecutor:
             norm = self._learner.step(gradient, self._warm, lr)
         self._learner.take_records()
         return {k: v for k, v in gradient.metrics().items() if k.startswith("loss/")} | {"grad_norm": Mean(norm, 1)}
+
+    # --- the value of prompts, fitted before `start` -------------------------------------------------------------------------
+
+    def fit_value(self, examples: Sequence[Example], config: ValueHeadConfig) -> float:
+        """One step on the rewards of these examples, whose responses stand for the reference policy's. As `PromptValue.fit`."""
+        learner = self._learner
+        learner.value = learner.value or PromptValue(learner.policy, self.model, config, self._config.seed)
+        return learner.value.fit(learner.reference(), examples)
+
+    def judge_value(self, examples: Sequence[Example]) -> float:
+        """Mean squared error on examples that were held back; what is fitted counts from now on if it is the least so far."""
+        return self._fitted().judge(self._learner.reference(), examples)
+
+    def values(self, examples: Sequence[Example]) -> list[float]:
+        """The reward that the reference policy may expect on the prompt of each example."""
+        return self._fitted().of(self._learner.reference(), examples)
+
+    def _fitted(self) -> PromptValue:
+        assert self._learner.value is not None, "the value of prompts is fitted before it is asked for"
+        return self._learner.value
 
     # --- versions and checkpoints --------------------------------------------------------------------------------------------
 
@@ -227,6 +262,7 @@ class TrainerExecutor:
         if learner.policy.device.type == "cuda":
             random_state["cuda"] = torch.cuda.get_rng_state(learner.policy.device)
         counters = {"version": self.version, "num_updates": self._num_updates, "frozen": sorted(learner.frozen)}
+        counters["value"] = None if learner.value is None else asdict(learner.value.config)
         files.save_values(path, "trainer", {**counters, "algorithm": self._state_before_step, "random": random_state})
 
     def load(self, directory: str | Path) -> int:
@@ -236,6 +272,9 @@ class TrainerExecutor:
         values = files.load_values(path, "trainer")
         for name in values["frozen"]:
             learner.freeze(name)
+        if values["value"] is not None:
+            head = ValueHeadConfig(**values["value"])
+            learner.value = PromptValue(learner.policy, self.model, head, self._config.seed)
         files.load_networks(path, learner.networks())
         files.load_optimizer(path / "optimizer.safetensors", learner.optimizer, learner.trained)
         self.version, self._num_updates, self._state = values["version"], values["num_updates"], values["algorithm"]

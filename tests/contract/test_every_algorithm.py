@@ -248,7 +248,8 @@ def test_advantages_gate_the_loss_just_where_the_algorithm_says_so(config, toy, 
 
 
 def test_a_batch_without_a_single_action_has_zero_gradient(config, toy, tools):
-    batch = toy.batch.with_columns(mask=torch.zeros_like(toy.batch["mask"]))
+    masks = {name: torch.zeros_like(column) for name, column in toy.batch.items() if name.startswith("mask")}
+    batch = toy.batch.with_columns(**masks)
     gradient = tools.step_gradient(config.build(), toy, batch)
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
