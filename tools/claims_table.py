@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from freerun import algorithms
+from freerun.claims import base
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, README = ROOT / "docs" / "claims", ROOT / "docs" / "claims.md", ROOT / "README.md"
@@ -74,7 +75,7 @@ def section(name: str, one: dict[str, Any]) -> str:
         f"{comparison['interval']['low']:+.3f} to {comparison['interval']['high']:+.3f} | {comparison['verdict']} |\n"
         for comparison in one["compared"]
     )
-    tried = f"\n{one['tried']}\n" if one["tried"] else ""
+    tried = f"\n{words}\n" if (words := base.load(name).claim().tried) else ""
     versions = ", ".join(f"{package} {version}" for package, version in one["versions"].items())
     return (
         f"\n## {name}\n\n{one['sentence']}\n\n**{one['verdict'][0].upper()}{one['verdict'][1:]}.** Method "

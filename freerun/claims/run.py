@@ -98,7 +98,6 @@ def result(name: str, claim: Claim, runs: Runs, code: str) -> dict[str, Any]:
         "arms": {arm: _summary(claim, ran) for arm, ran in runs.items()},
         "seeds": len(next(iter(runs.values()))),
         "quick": claim.quick,
-        "tried": claim.tried,
         "command": f"freerun claims {name}",
         "minutes": round(sum(n["seconds"] for ran in runs.values() for n in ran.values()) / 60, 1),
         "commit": where["commit"],

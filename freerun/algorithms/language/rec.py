@@ -10,9 +10,8 @@ Assumption  none on who sampled: at the old policy this is the gradient of a sur
             the same r - tau log u. Away from it the gate stands in for the surrogate's pull towards the old policy.
 Degenerate  a group of one, or of equal rewards, has gradient 0 but for the regulariser. A weight of u with the one-sided gate
             is PPO's clip; no gate, weight or regulariser is REINFORCE.
-Named       `NAMED` holds the paper's configurations; its wide clip is 0.6 and 2. The paper reasons about whole responses; this
-            is per token, like Trinity-RFT's code, but for `ratio="geometric"`, GSPO's. As there R is not gated, and gated
-            tokens stay in the denominator. Trinity's constructor has outer bounds of 0.4. `old`: as `proximal` in grpo.
+Named       `NAMED` holds the paper's configurations; its wide clip is 0.6 and 2. The paper reasons about responses; this is per
+            token, like Trinity-RFT's code, but for `ratio="geometric"`, GSPO's. R is not gated. `old`: `proximal` in grpo.
 State       none.
 
 Shapes: B trajectories, T action tokens.
