@@ -7,7 +7,6 @@ they may start early), then `finish_step` (the rest; division by global counts, 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,29 +19,12 @@ from freerun.trainer.batch import PRODUCED, Row, batch_of, check_group, data_met
 from freerun.trainer.config import LoraConfig, TrainerConfig
 from freerun.trainer.examples import group_of
 from freerun.trainer.learner import CURRENT, FROZEN, Learner, NotFinite, give
+from freerun.trainer.reports import AccumulateReport, StepReport
 from freerun.trainer.update import GradientSum, check_algorithm, due, global_counts, share_a_count
 from freerun.types import Example, Group, Mean, Metric, Sampling, WeightsRef, merge_all
 from freerun.weights.channel import Publisher
 
 __all__ = ["AccumulateReport", "LoraConfig", "StepReport", "TrainerConfig", "TrainerExecutor", "check"]
-
-
-@dataclass(frozen=True, slots=True)
-class AccumulateReport:
-    """Groups of the step so far, and its trajectories that wait for a micro-batch to fill up."""
-
-    groups: int
-    waiting: int
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """A finished step: the version it published, where, what was measured, and the seconds of each phase."""
-
-    version: int
-    ref: WeightsRef
-    metrics: Mapping[str, Metric]
-    seconds: Mapping[str, float]
 
 
 def check(config: TrainerConfig, algorithm: AlgorithmConfig, group_size: int, sampling: Sampling | None = None) -> None:
