@@ -12,9 +12,10 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,9 +23,10 @@ from rich.table import Table
 from freerun import config as configs
 from freerun.checkpoint import Checkpoints
 from freerun.errors import ConfigError, FreerunError, RunDirectoryError
-from freerun.metrics import Fanout, Sink
+from freerun.metrics import Fanout, Sink, TrialRecord
 from freerun.recipes import base as recipes
 from freerun.recipes.base import RunConfig
+from freerun.recipes.control_base import ControlRun
 from freerun.rundir import RunDirectory
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -83,11 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command(
         "eval",
         _eval,
-        "measure held-out accuracy of a run's newest checkpoint",
-        "Answers are greedy; the problems are the first N of the task's held-out set.",
+        "measure a run's newest checkpoint: held-out accuracy, or returns",
+        "Answers and actions are greedy; the problems are the first N of the task's held-out set, the episodes N fixed ones.",
     )
     evaluate.add_argument("dir", type=Path, help="the run directory")
-    evaluate.add_argument("--problems", type=int, default=256, metavar="N", help="how many held-out problems (default 256)")
+    evaluate.add_argument("--problems", type=int, default=256, metavar="N", help="how many problems or episodes (default 256)")
     report = command("report", _report, "write the HTML report of a run again", "Works for unfinished and crashed runs too.")
     report.add_argument("dir", type=Path, help="the run directory")
     return parser
@@ -128,7 +130,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from freerun.launch import refuse_other_config
+    from freerun.staging import refuse_other_config
 
     _nothing_left(rest)
     config, stored = _stored(arguments.dir)
@@ -163,7 +165,7 @@ def _stored(directory: Path) -> tuple:
 
 
 def _train(
-    config: RunConfig,
+    config: RunConfig | ControlRun,
     recipe: str,
     files: RunDirectory,
     checkpoint: Path | None,
@@ -171,7 +173,6 @@ def _train(
     plain: bool,
     resume: bool = False,
 ) -> int:
-    from freerun.launch import launch
     from freerun.watch.report import write_report
     from freerun.watch.terminal import Terminal
 
@@ -188,6 +189,7 @@ def _train(
             console=console,
         )
         sinks = Fanout([files, *_optional_sinks(config, directory), view])
+        launch = _launcher(config)
         outcome = asyncio.run(launch(config, directory, sinks, checkpoint=checkpoint, resume=resume, began=files.elapsed))
         files.finish("finished" if outcome.finished else "interrupted")
     except BaseException as error:
@@ -203,14 +205,31 @@ def _train(
     return 0 if outcome.finished else EXIT_INTERRUPTED
 
 
-def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
+def _launcher(config: RunConfig | ControlRun) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """What runs this kind of config; loaded when it is needed."""
+    if isinstance(config, ControlRun):
+        from freerun.launch_control import launch_control
+
+        return launch_control
     from freerun.launch import launch
 
+    return launch
+
+
+def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
     _nothing_left(rest)
     config, _ = _stored(arguments.dir)
-    work = launch(config, arguments.dir, Fanout([]), checkpoint=_newest(arguments.dir), evaluate_only=arguments.problems)
+    work = _launcher(config)(
+        config, arguments.dir, Fanout([]), checkpoint=_newest(arguments.dir), evaluate_only=arguments.problems
+    )
     result = asyncio.run(work).evaluations[-1]
-    Console().print(f"held-out accuracy {result.accuracy:.1%} on {result.count} problems (policy version {result.newest})")
+    if isinstance(result, TrialRecord):
+        score = "" if result.score is None else f", normalised score {result.score:.1f}"
+        said = f"return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes{score}"
+        Console().print(f"{said} (policy version {result.version})", highlight=False)
+    else:
+        said = f"held-out accuracy {result.accuracy:.1%} on {result.count} problems"
+        Console().print(f"{said} (policy version {result.newest})")
     return 0
 
 
@@ -222,7 +241,7 @@ def _report(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _optional_sinks(config: RunConfig, directory: Path) -> list[Sink]:
+def _optional_sinks(config: RunConfig | ControlRun, directory: Path) -> list[Sink]:
     sinks: list[Sink] = []
     if config.records.tensorboard:
         from freerun.watch.tensorboard import TensorBoardSink
@@ -257,7 +276,7 @@ def _nothing_left(rest: Sequence[str]) -> None:
         )
 
 
-def _show_keys(name: str, config: RunConfig) -> None:
+def _show_keys(name: str, config: RunConfig | ControlRun) -> None:
     table = Table(
         box=None, pad_edge=False, header_style="bold", title=f"freerun run {name}: keys and values", title_justify="left"
     )

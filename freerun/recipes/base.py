@@ -128,9 +128,13 @@ class RunConfig:
     """Seed of everything: data order, sampling, initial weights."""
 
 
+NOT_RECIPES = ("base", "control_base")
+"""Modules of the folder that say what a recipe is."""
+
+
 def names() -> list[str]:
     """Names of the shipped recipes, sorted."""
-    return sorted(_name(m.name) for m in pkgutil.iter_modules(recipes.__path__) if m.name != "base")
+    return sorted(_name(m.name) for m in pkgutil.iter_modules(recipes.__path__) if m.name not in NOT_RECIPES)
 
 
 def load(name: str) -> ModuleType:
@@ -160,7 +164,7 @@ def load(name: str) -> ModuleType:
         raise ConfigError(
             f"'{name}' is not a recipe",
             given=f"module {module.__name__}",
-            expected="a function recipe() -> RunConfig",
+            expected="a function recipe() -> RunConfig, or ControlRun",
             todo="define it, see freerun/recipes/tiny_addition.py",
         )
     return module
