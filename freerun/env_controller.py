@@ -65,6 +65,7 @@ class EnvController(Program):
         scores: tuple[float, float] | None = None,
         pictures: Path | None = None,
         save: Save | None = None,
+        directory: Path | None = None,
         began: float = 0.0,
     ) -> None:
         super().__init__(
@@ -73,7 +74,9 @@ class EnvController(Program):
             workers=[*actors, judge],
             sink=sink,
             deadline=schedule.call_deadline,
+            stall_deadline=schedule.stall_deadline,
             save=save,
+            directory=directory,
             began=began,
         )
         self.schedule, self.judge, self.trials = schedule, judge, list[TrialRecord]()

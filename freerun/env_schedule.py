@@ -44,6 +44,8 @@ class EnvSchedule:
     """Checkpoint every so many steps; 0 checkpoints at the end and on interruption only."""
     call_deadline: float = 600.0
     """Seconds that any one call of an executor may take; an actor that takes longer counts as dead."""
+    stall_deadline: float = 60.0
+    """Seconds without any call, after which the run ends and says who waits for whom."""
 
     def __post_init__(self) -> None:
         rules = {

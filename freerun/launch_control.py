@@ -62,6 +62,7 @@ async def launch_control(
             scores=config.scores,
             pictures=run_dir / PICTURES if config.actor.picture_frames else None,
             save=checkpoints.save if saves else None,
+            directory=run_dir,
             began=began,
         )
         with Signals(program):
