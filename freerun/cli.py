@@ -1,10 +1,11 @@
-"""The command line: `freerun list | run | resume | eval | report`.
+"""The command line: `freerun list | run | resume | eval | report | dataset`.
 
 freerun list                                   the recipes that ship, one line each
 freerun run RECIPE [--dotted.override value]   train; RECIPE is a name from the list or a Python file
 freerun resume DIR                             go on from the newest whole checkpoint of a run directory
 freerun eval DIR [--problems N]                held-out accuracy of its newest checkpoint
 freerun report DIR                             write DIR/report.html again
+freerun dataset make ENV                       data sets of control, in the grades of D4RL; see `freerun dataset --help`
 """
 
 import argparse
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from freerun import config as configs
+from freerun import dataset_cli
 from freerun.checkpoint import Checkpoints
 from freerun.errors import ConfigError, FreerunError, RunDirectoryError
 from freerun.metrics import Fanout, Sink, TrialRecord
@@ -92,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--problems", type=int, default=256, metavar="N", help="how many problems or episodes (default 256)")
     report = command("report", _report, "write the HTML report of a run again", "Works for unfinished and crashed runs too.")
     report.add_argument("dir", type=Path, help="the run directory")
+    dataset_cli.add_command(command)
     return parser
 
 
@@ -123,6 +126,8 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.help:
         _show_keys(arguments.recipe, config)
         return 0
+    if isinstance(config, ControlRun):
+        dataset_cli.prepare(config, Console(stderr=True))
     stem = Path(arguments.recipe).stem
     directory = Path(arguments.dir or Path(config.records.directory) / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}")
     record = {"recipe": arguments.recipe, "overrides": changes, "config": configs.dump(config)}

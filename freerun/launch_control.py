@@ -7,6 +7,7 @@ from pathlib import Path
 
 from freerun.actors.collector import Collector
 from freerun.checkpoint import Checkpoints
+from freerun.datasets.grades import Grade
 from freerun.env_controller import EnvController
 from freerun.metrics import Sink
 from freerun.placement.base import ExecutorSpec
@@ -14,8 +15,9 @@ from freerun.recipes.control_base import ControlRun
 from freerun.rundir import PICTURES
 from freerun.staging import Cores, Outcome, Signals, open_placement, placement_kind, transports
 from freerun.store.admission import Admission
+from freerun.tasks.grades import make, missing
 from freerun.trainer.control import ControlTrainer
-from freerun.trainer.control_config import ControlTrainerConfig, ReplayConfig
+from freerun.trainer.control_config import ControlTrainerConfig, DatasetConfig, ReplayConfig
 from freerun.transitions import Spaces
 from freerun.weights import shared
 
@@ -36,6 +38,8 @@ async def launch_control(
     With `checkpoint`, go on from it; with `evaluate_only` as well, play that many episodes with it and return. A `resume`
     without a checkpoint begins again. Everything started here has ended when this returns or raises.
     """
+    for name in missing([s.data for s in config.sources if isinstance(s, DatasetConfig) and isinstance(s.data, Grade)]):
+        make(name)
     env = config.env.build()
     spaces = env.spaces
     env.close()
@@ -47,6 +51,7 @@ async def launch_control(
     saves = checkpoint_at_end and not evaluate_only
     try:
         handles = await placement.spawn(executors(config, spaces, kind, run_dir))
+        scores = config.scores or _scores(config)
         capacity = [source.capacity for source in config.sources if isinstance(source, ReplayConfig)]
         program = EnvController(
             config.control,
@@ -59,7 +64,7 @@ async def launch_control(
             rollouts=algorithm.consumes == "rollout",
             sink=sinks,
             seed=config.seed,
-            scores=config.scores,
+            scores=scores,
             pictures=run_dir / PICTURES if config.actor.picture_frames else None,
             save=checkpoints.save if saves else None,
             directory=run_dir,
@@ -119,3 +124,9 @@ def trainer_config(config: ControlRun) -> ControlTrainerConfig:
     control = config.control
     bound = Admission(batch=control.chunks, max_lag=control.max_lag, window=control.window).lag_bound
     return replace(config.trainer, max_lag=bound, max_age=control.max_age, seed=config.seed)
+
+
+def _scores(config: ControlRun) -> tuple[float, float] | None:
+    """The reference returns that the first self-made data set knows."""
+    data = [s.data for s in config.sources if isinstance(s, DatasetConfig) and isinstance(s.data, Grade)]
+    return data[0].build().scores if data else None

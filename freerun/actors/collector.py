@@ -74,6 +74,7 @@ class Collector:
         self._judges: Fleet | None = None
         spaces = self._fleet.spaces
         self._algorithm.check(spaces)
+        self.spaces = spaces
         acting = {name: self._algorithm.networks[name] for name in self._algorithm.acts_with}
         self._networks = {n: m.eval() for n, m in models.build(acting, spaces, seed=seed, normalise=normalise).items()}
         self._weights = {f"{n}.{key}": t for n, m in self._networks.items() for key, t in m.state_dict().items()}

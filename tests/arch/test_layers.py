@@ -19,7 +19,9 @@ LAYERS = {
     **dict.fromkeys(["program", "loops", "intake", "replay", "encoding"], 4),
     **dict.fromkeys(["env_schedule", "env_controller", "collection"], 4),
     **dict.fromkeys(["rundir", "environment", "runlock"], 4),
-    **dict.fromkeys(["cli", "launch", "launch_control", "staging", "tasks", "recipes", "claims", "plan", "watch"], 5),
+    **dict.fromkeys(
+        ["cli", "launch", "launch_control", "dataset_cli", "staging", "tasks", "recipes", "claims", "plan", "watch"], 5
+    ),
 }
 
 PROTOCOLS = {"freerun.placement.base", "freerun.weights.channel", "freerun.actors.engine"}
@@ -37,10 +39,11 @@ HOMES = {
     "cloudpickle": ["placement/wire.py"],
     "reasoning_gym": ["rewards/procedural.py", "tasks/*.py"],
     "math_verify": ["rewards/*.py", "tasks/*.py"],
-    "gymnasium": ["actors/gymnasium.py", "tasks/*.py"],
+    "gymnasium": ["actors/gymnasium.py", "datasets/minari.py", "tasks/*.py"],
+    "h5py": ["datasets/hdf5.py"],
     "minari": ["datasets/minari.py"],
     "tyro": ["cli.py", "claims/*.py", "plan/*.py"],
-    "rich": ["cli.py", "watch/terminal.py", "watch/screen.py"],
+    "rich": ["cli.py", "dataset_cli.py", "watch/terminal.py", "watch/screen.py"],
     "tensorboard": ["watch/tensorboard.py"],
     "torch.utils.tensorboard": ["watch/tensorboard.py"],
     "wandb": ["watch/wandb.py"],
@@ -51,7 +54,7 @@ ANYWHERE = {"torch", "numpy", "safetensors"}
 """Packages that need no home of their own (the lowest layers are stricter, see below)."""
 
 OPTIONAL = {"monarch", "peft", "vllm", "reasoning_gym", "math_verify", "tensorboard", "wandb"}
-OPTIONAL |= {"gymnasium", "minari"}
+OPTIONAL |= {"gymnasium", "minari", "h5py"}
 """Packages without which the core has to import and run."""
 
 
