@@ -12,15 +12,18 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from freerun.controller import Controller
 from freerun.encoding import decode_group, encode_group
 from freerun.errors import CheckpointError, FreerunError
 from freerun.metrics import EvalRecord
+from freerun.program import Program
 from freerun.store import journal
 from freerun.store.recovery import needed_by
 from freerun.types import Example, Group, Prompt
+
+if TYPE_CHECKING:
+    from freerun.controller import Controller
 
 JOURNAL, GROUPS, REPLAY = "journal", "groups.journal", "replay.journal"
 """Files of finished groups: of the run, and in a checkpoint those that were stored and those that may be replayed."""
@@ -32,19 +35,17 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep: int = 2) -> None:
         self.directory, self.keep = directory, keep
 
-    async def save(self, controller: Controller) -> Path:
-        """Write one. On any failure the attempt is removed, older checkpoints stay as they were, and `CheckpointError` says
-        why."""
-        final = self.directory / f"step-{controller.step:08d}"
-        attempt = self.directory / f".attempt-{controller.step:08d}-{os.getpid()}"
+    async def save(self, program: Program) -> Path:
+        """Write one of a program and its trainer. On any failure the attempt is removed, older checkpoints stay as they were,
+        and `CheckpointError` says why."""
+        final = self.directory / f"step-{program.step:08d}"
+        attempt = self.directory / f".attempt-{program.step:08d}-{os.getpid()}"
         try:
             (attempt / "trainer").mkdir(parents=True)
-            await controller.tracker.call(
-                controller.trainer, "save", str(attempt / "trainer"), what="checkpoint", doing="saving a checkpoint"
+            await program.tracker.call(
+                program.trainer, "save", str(attempt / "trainer"), what="checkpoint", doing="saving a checkpoint"
             )
-            (attempt / "controller.json").write_text(json.dumps(controller_state(controller)))
-            write_groups(attempt / GROUPS, controller.intake.groups)
-            write_groups(attempt / REPLAY, controller.replay.groups if controller.replay is not None else {})
+            await program.write(attempt)
             _seal(attempt)
             if final.exists():
                 shutil.rmtree(final)
@@ -54,15 +55,14 @@ class Checkpoints:
             shutil.rmtree(attempt, ignore_errors=True)
             kept = [p.name for p in self.all()]
             raise CheckpointError(
-                f"the checkpoint of step {controller.step} could not be written",
+                f"the checkpoint of step {program.step} could not be written",
                 given=f"{type(error).__name__}: {error}",
                 expected=f"room and permission to write in {self.directory}",
                 todo=f"make room, then `freerun resume`; still there: {', '.join(kept) or 'none'}",
             ) from error
         for old in self.all()[: -self.keep]:
             shutil.rmtree(old)
-        if controller.intake.journal is not None:
-            controller.intake.journal.compact(needed_after(self))
+        program.saved(self.all()[0])
         return final
 
     def all(self) -> list[Path]:
@@ -101,7 +101,14 @@ def damage_of(path: Path) -> str:
     return ""
 
 
-def controller_state(controller: Controller) -> dict[str, Any]:
+def write_controller(directory: Path, controller: "Controller") -> None:
+    """The state of a controller of language: numbers, and groups."""
+    (directory / "controller.json").write_text(json.dumps(controller_state(controller)))
+    write_groups(directory / GROUPS, controller.intake.groups)
+    write_groups(directory / REPLAY, controller.replay.groups if controller.replay is not None else {})
+
+
+def controller_state(controller: "Controller") -> dict[str, Any]:
     """Everything the controller must know to go on but its groups, JSON-able. Prompts are not in it: the run draws them in an
     order that it can repeat."""
     return {
@@ -121,7 +128,7 @@ def write_groups(path: Path, groups: Mapping[int, Group | Example]) -> None:
     file.close()
 
 
-def restore_controller(controller: Controller, checkpoint: Path | None) -> None:
+def restore_controller(controller: "Controller", checkpoint: Path | None) -> None:
     """Put a fresh controller where the saved one was, and where its journal says that it came after that: finished groups are
     in the store again, unfinished items are ordered again. Without a checkpoint it begins at step 0 with what the journal
     has."""
@@ -139,9 +146,8 @@ def restore_controller(controller: Controller, checkpoint: Path | None) -> None:
         controller.replay.restore(state["replay"], groups)
 
 
-def needed_after(checkpoints: "Checkpoints") -> Callable[[int], bool]:
-    """Whether a resume from any of the checkpoints that are kept could ask the journal for an item."""
-    oldest = checkpoints.all()[0]
+def needed_after(oldest: Path) -> Callable[[int], bool]:
+    """Whether a resume from the checkpoint `oldest`, or from a later one, could ask the journal for an item."""
     return needed_by(json.loads((oldest / "controller.json").read_text())["admission"])
 
 

@@ -1,10 +1,11 @@
-"""The command line: `freerun list | run | resume | eval | report | claims`.
+"""The command line: `freerun list | run | resume | eval | report | dataset | claims`.
 
 freerun list                                   the recipes that ship, one line each
 freerun run RECIPE [--dotted.override value]   train; RECIPE is a name from the list or a Python file
 freerun resume DIR                             go on from the newest whole checkpoint of a run directory
 freerun eval DIR [--problems N]                held-out accuracy of its newest checkpoint
 freerun report DIR                             write DIR/report.html again
+freerun dataset make ENV                       data sets of control, in the grades of D4RL; see `freerun dataset --help`
 freerun claims [NAME ...]                      run the small experiments on what each paper claims
 """
 
@@ -13,19 +14,22 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from freerun import config as configs
+from freerun import dataset_cli
 from freerun.checkpoint import Checkpoints
 from freerun.errors import ConfigError, FreerunError, RunDirectoryError
-from freerun.metrics import Fanout, Sink
+from freerun.metrics import Fanout, Sink, TrialRecord
 from freerun.recipes import base as recipes
 from freerun.recipes.base import RunConfig
+from freerun.recipes.control_base import ControlRun
 from freerun.rundir import RunDirectory
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -84,13 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command(
         "eval",
         _eval,
-        "measure held-out accuracy of a run's newest checkpoint",
-        "Answers are greedy; the problems are the first N of the task's held-out set.",
+        "measure a run's newest checkpoint: held-out accuracy, or returns",
+        "Answers and actions are greedy; the problems are the first N of the task's held-out set, the episodes N fixed ones.",
     )
     evaluate.add_argument("dir", type=Path, help="the run directory")
-    evaluate.add_argument("--problems", type=int, default=256, metavar="N", help="how many held-out problems (default 256)")
+    evaluate.add_argument("--problems", type=int, default=256, metavar="N", help="how many problems or episodes (default 256)")
     report = command("report", _report, "write the HTML report of a run again", "Works for unfinished and crashed runs too.")
     report.add_argument("dir", type=Path, help="the run directory")
+    dataset_cli.add_command(command)
     claims = command(
         "claims",
         _claims,
@@ -136,6 +141,8 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.help:
         _show_keys(arguments.recipe, config)
         return 0
+    if isinstance(config, ControlRun):
+        dataset_cli.prepare(config, Console(stderr=True))
     stem = Path(arguments.recipe).stem
     directory = Path(arguments.dir or Path(config.records.directory) / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}")
     record = {"recipe": arguments.recipe, "overrides": changes, "config": configs.dump(config)}
@@ -143,7 +150,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from freerun.launch import refuse_other_config
+    from freerun.staging import refuse_other_config
 
     _nothing_left(rest)
     config, stored = _stored(arguments.dir)
@@ -178,7 +185,7 @@ def _stored(directory: Path) -> tuple:
 
 
 def _train(
-    config: RunConfig,
+    config: RunConfig | ControlRun,
     recipe: str,
     files: RunDirectory,
     checkpoint: Path | None,
@@ -186,7 +193,6 @@ def _train(
     plain: bool,
     resume: bool = False,
 ) -> int:
-    from freerun.launch import launch
     from freerun.watch.report import write_report
     from freerun.watch.terminal import Terminal
 
@@ -203,6 +209,7 @@ def _train(
             console=console,
         )
         sinks = Fanout([files, *_optional_sinks(config, directory), view])
+        launch = _launcher(config)
         outcome = asyncio.run(launch(config, directory, sinks, checkpoint=checkpoint, resume=resume, began=files.elapsed))
         files.finish("finished" if outcome.finished else "interrupted")
     except BaseException as error:
@@ -218,14 +225,31 @@ def _train(
     return 0 if outcome.finished else EXIT_INTERRUPTED
 
 
-def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
+def _launcher(config: RunConfig | ControlRun) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """What runs this kind of config; loaded when it is needed."""
+    if isinstance(config, ControlRun):
+        from freerun.launch_control import launch_control
+
+        return launch_control
     from freerun.launch import launch
 
+    return launch
+
+
+def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
     _nothing_left(rest)
     config, _ = _stored(arguments.dir)
-    work = launch(config, arguments.dir, Fanout([]), checkpoint=_newest(arguments.dir), evaluate_only=arguments.problems)
+    work = _launcher(config)(
+        config, arguments.dir, Fanout([]), checkpoint=_newest(arguments.dir), evaluate_only=arguments.problems
+    )
     result = asyncio.run(work).evaluations[-1]
-    Console().print(f"held-out accuracy {result.accuracy:.1%} on {result.count} problems (policy version {result.newest})")
+    if isinstance(result, TrialRecord):
+        score = "" if result.score is None else f", normalised score {result.score:.1f}"
+        said = f"return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes{score}"
+        Console().print(f"{said} (policy version {result.version})", highlight=False)
+    else:
+        said = f"held-out accuracy {result.accuracy:.1%} on {result.count} problems"
+        Console().print(f"{said} (policy version {result.newest})")
     return 0
 
 
@@ -254,7 +278,7 @@ def _claims(arguments: argparse.Namespace, rest: list[str]) -> int:
     )
 
 
-def _optional_sinks(config: RunConfig, directory: Path) -> list[Sink]:
+def _optional_sinks(config: RunConfig | ControlRun, directory: Path) -> list[Sink]:
     sinks: list[Sink] = []
     if config.records.tensorboard:
         from freerun.watch.tensorboard import TensorBoardSink
@@ -289,7 +313,7 @@ def _nothing_left(rest: Sequence[str]) -> None:
         )
 
 
-def _show_keys(name: str, config: RunConfig) -> None:
+def _show_keys(name: str, config: RunConfig | ControlRun) -> None:
     table = Table(
         box=None, pad_edge=False, header_style="bold", title=f"freerun run {name}: keys and values", title_justify="left"
     )

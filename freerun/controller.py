@@ -14,34 +14,29 @@
 | watch           | deaths                   | a fresh executor, or the end of the run | a death | the placement              |
 
 The first three are in `intake.py`. Evaluation is not a loop: its requests fill decode slots that training leaves free (see
-`evaluate.py`). Every loop is a task and the first to raise ends the run. What a call does depends only on its arguments and its
-executor's own state, and what this program does next depends only on the order in which calls complete. That order is what
-`placement.inline` records and replays.
+`evaluate.py`). What all runs have in common is in `program.py`.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from freerun.errors import ConfigError, DeadlineExceeded, ExecutorDied, FreerunError, Stalled
+from freerun.checkpoint import needed_after, write_controller
+from freerun.errors import ConfigError
 from freerun.evaluate import Accuracy, Evaluator
 from freerun.intake import Intake
-from freerun.loops import Loops
-from freerun.metrics import Event, Sink
+from freerun.metrics import Sink
 from freerun.placement.base import Handle, Placement
+from freerun.program import Program, Save
 from freerun.replay import Replay
 from freerun.schedule import FULL, QUICK, ControllerConfig, Stream, check
 from freerun.store.journal import Journal
-from freerun.tracker import Tracker, sample_record
-from freerun.types import Example, Group, Prompt, Sampling, WeightsRef
-
-STALL_PERIOD = 1.0
-"""Seconds between two looks for a stall."""
+from freerun.tracker import sample_record
+from freerun.types import Example, Group, Prompt, Sampling
 
 
-class Controller:
+class Controller(Program):
     """Runs a training job on executors that already exist; `run` returns when the last step is published and evaluated.
 
     `prompts` are what items are made from; a data set of examples needs no generator but for evaluations. `save` writes a
@@ -65,7 +60,7 @@ class Controller:
         seed: int,
         experts: Sequence[Example] = (),
         journal: Journal | None = None,
-        save: "Callable[[Controller], Awaitable[object]] | None" = None,
+        save: Save | None = None,
         directory: Path | None = None,
         began: float = 0.0,
     ) -> None:
@@ -77,16 +72,19 @@ class Controller:
                 expected="a recipe that says where demonstrations come from",
                 todo="set `experts` in the recipe, or --control.experts 0",
             )
-        self.config, self.placement, self.sink, self._save, self._directory = config, placement, sink, save, directory
-        self.trainer = trainer
+        super().__init__(
+            placement=placement,
+            trainer=trainer,
+            workers=[*generators, rewarder],
+            sink=sink,
+            deadline=config.call_deadline,
+            stall_deadline=config.stall_deadline,
+            save=save,
+            directory=directory,
+            began=began,
+        )
+        self.config = config
         self.evaluator = Evaluator(heldout, eval_sampling, accuracy)
-        self.tracker = Tracker([*generators, rewarder, trainer], sink, deadline=config.call_deadline, began=began)
-        self.loops = Loops(self._waiting)
-        self.step = 0
-        self.stopping = False
-        # What generators are given, and the trainer's version. Every entry point sets them before any loop starts.
-        self.ref: WeightsRef
-        self.version: int
         self.intake = Intake(
             config,
             placement=placement,
@@ -107,79 +105,43 @@ class Controller:
         )
         self._experts = Stream(experts, seed)
 
-    # --- the run -------------------------------------------------------------------------------------------------------------
+    # --- what a run of language adds -----------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Train to the last step. Raises the first error of any loop; then no task of this controller is left."""
-        await self._start("publishing the first version")
-        if self.step == 0 and self.config.final_eval_prompts:
-            await self._beside_loops(self._evaluate_and_wait(self.config.final_eval_prompts))
-        await self._beside_loops(self._train())
-        if not self.stopping and self.config.final_eval_prompts:
-            await self._beside_loops(self._evaluate_and_wait(self.config.final_eval_prompts))
-
-    async def evaluate(self, num_prompts: int) -> None:
-        """Publish what the trainer holds and evaluate it on the first `num_prompts` held-out problems; trains nothing."""
-        await self._start("publishing the loaded version")
-        await self._beside_loops(self._evaluate_and_wait(num_prompts))
+    @property
+    def total_steps(self) -> int:
+        return self.config.steps
 
     async def _start(self, doing: str) -> None:
-        """Publish what the trainer holds, which after a crash may be a version that generators were not given before."""
-        self.ref = await self.tracker.call(self.trainer, "start", what="publish", doing=doing)
+        """What the trainer holds may, after a crash, be a version that generators were not given before."""
+        await super()._start(doing)
         self.version = self.ref.version
         self.intake.published(self.version)
 
-    async def _beside_loops(self, main: Any) -> None:
-        generating = [self.intake.generate(name) for name in self.intake.generators]
-        try:
-            await self.loops.beside(main, [self._watch(), self._notice_stalls(), *generating])
-        except (DeadlineExceeded, Stalled) as error:
-            await self._report_stall(error)
-            raise
-
     def request_stop(self) -> None:
-        """Finish the step in hand if it is nearly there, checkpoint, and let `run` return."""
-        self.stopping = self.intake.stopping = True
-        self.loops.notify()
+        self.intake.stopping = True
+        super().request_stop()
 
-    def _waiting(self, handle: Handle, why: str) -> None:
-        self.tracker.idle(handle, why)
-        self._publish_status()
+    def _workers(self) -> list[Coroutine[Any, Any, None]]:
+        return [self.intake.generate(name) for name in self.intake.generators]
 
-    def _publish_status(self) -> None:
-        self.sink.status(self.tracker.snapshot(self.step, self.config.steps, self.intake.admission.counts()))
+    def _counts(self) -> Mapping[str, int]:
+        return self.intake.admission.counts()
 
-    async def _watch(self) -> None:
-        async for name in self.placement.failures():
-            if not self.intake.owns(name):
-                raise ExecutorDied(
-                    f"executor '{name}' died",
-                    given=f"step {self.step}, {len(self.intake.active)} items in flight",
-                    expected="a trainer that lives as long as the run",
-                    todo="read its last lines above, then `freerun resume DIR`",
-                )
-            await self.intake.heal(name)
+    def _under_way(self) -> str:
+        return f"{len(self.intake.active)} items in flight"
 
-    async def _notice_stalls(self) -> None:
-        """A call that hangs has a deadline of its own. What is noticed here is that there is no call, and that nobody makes
-        one."""
-        while True:
-            await asyncio.sleep(STALL_PERIOD)
-            if not self.placement.waits() and self.tracker.quiet() > self.config.stall_deadline:
-                raise Stalled(
-                    "nobody can go on",
-                    given="; ".join(self.tracker.waiting()),
-                    expected=f"a call within {self.config.stall_deadline:g} s",
-                    todo="report this with events.jsonl and the stacks in the run directory, then `freerun resume DIR`",
-                )
+    def _owns(self, name: str) -> bool:
+        return self.intake.owns(name)
 
-    async def _report_stall(self, error: FreerunError) -> None:
-        """Leave in the records who waits for whom since when, and what every thread is doing."""
-        open_calls = [f"{name}: {what}, {seconds:.0f} s" for name, what, seconds in self.placement.waits()]
-        stacks = await self.placement.dump_stacks(self._directory) if self._directory is not None else []
-        now, waiting = self.tracker.now(), [*open_calls, *self.tracker.waiting()]
-        detail = {"error": str(error), "waiting": waiting, "stacks": [path.name for path in stacks]}
-        self.sink.event(Event(executor="controller", what="stalled", start=now, end=now, detail=detail))
+    async def _heal(self, name: str) -> None:
+        await self.intake.heal(name)
+
+    async def write(self, directory: Path) -> None:
+        write_controller(directory, self)
+
+    def saved(self, oldest: Path) -> None:
+        if self.intake.journal is not None:
+            self.intake.journal.compact(needed_after(oldest))
 
     # --- train ---------------------------------------------------------------------------------------------------------------
 
@@ -187,8 +149,6 @@ class Controller:
         self.intake.admit()
         while self.step < self.config.steps and await self._take_a_step():
             pass
-        if self._save is not None:
-            await self._save(self)
 
     async def _take_a_step(self) -> bool:
         """Train on the next step's items as they come; False, and no step, if the run is to stop."""
@@ -245,13 +205,16 @@ class Controller:
         if self.config.eval_every and self.step % self.config.eval_every == 0 and not last:
             self.evaluator.begin(self.step, QUICK, self.config.eval_prompts)
             self.loops.notify()
-        if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0 and not last and self._save:
-            await self._save(self)
+        if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0 and not last and self.save:
+            await self.save(self)
 
     # --- evaluation ----------------------------------------------------------------------------------------------------------
 
-    async def _evaluate_and_wait(self, num_prompts: int) -> None:
-        """Evaluate `num_prompts` held-out problems with nothing else going on."""
+    async def _judge_fully(self, amount: int | None) -> None:
+        """Evaluate so many held-out problems."""
+        num_prompts = self.config.final_eval_prompts if amount is None else amount
+        if not num_prompts:
+            return
         await self.loops.until(lambda: self.evaluator.current is None, self.trainer, lambda: "the evaluation under way")
         self.evaluator.begin(self.step, FULL, num_prompts)
         self.loops.notify()

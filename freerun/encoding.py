@@ -1,9 +1,9 @@
-"""Groups as bytes, for the journal and for checkpoints: a line of JSON, then the columns of each trajectory, little-endian.
+"""Groups and chunks as bytes, for the journal and for checkpoints: a line of JSON, then the columns, little-endian.
 
 Nothing that runs code when read. A group comes back bit for bit; its prompt is not in it, because the run draws prompts in an
 order that it can repeat.
 
-Shapes: T positions of a trajectory, L routers, k experts that a token goes to.
+Shapes: T positions of a trajectory, or steps of a chunk; N environments; L routers, k experts that a token goes to.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freerun.transitions import Chunk
 from freerun.types import CachePolicy, Group, Prompt, RewardResult, Source, Stop, Trajectory
 
 _COLUMNS = (("tokens_T", torch.int32), ("action_T", torch.uint8), ("logp_T", torch.float32), ("version_T", torch.int32))
@@ -61,6 +62,41 @@ def decode_group(data: bytes, item: int, prompt: Prompt, *, source: Source | Non
         rewards=tuple(RewardResult(r["value"], r["parts"], r["info"]) for r in head["rewards"]),
         source=source or Source(head["source"]),
     )
+
+
+def encode_chunk(chunk: Chunk) -> bytes:
+    """A chunk as bytes, without the episodes and failures that it reported when it arrived."""
+    columns = {name: column.contiguous() for name, column in chunk.columns.items()}
+    head = {
+        "item": chunk.item,
+        "actor": chunk.actor,
+        "oldest": chunk.oldest_version,
+        "columns": {name: [str(c.dtype).removeprefix("torch."), list(c.shape)] for name, c in columns.items()},
+    }
+    body = b"".join(column.view(torch.uint8).numpy().tobytes() for column in map(_flat, columns.values()))
+    return json.dumps(head).encode() + b"\n" + body
+
+
+def decode_chunk(data: bytes) -> Chunk:
+    """The inverse of `encode_chunk`."""
+    line, _, body = data.partition(b"\n")
+    head, start, columns = json.loads(line), 0, {}
+    for name, (dtype_name, shape) in head["columns"].items():
+        dtype = _DTYPES[dtype_name]
+        size = dtype.itemsize * torch.Size(shape).numel()
+        columns[name] = torch.frombuffer(bytearray(body[start : start + size]), dtype=dtype).view(shape)
+        start += size
+    return Chunk(item=head["item"], actor=head["actor"], columns=columns, oldest_version=head["oldest"])
+
+
+def _flat(column: Tensor) -> Tensor:
+    return column.reshape(-1)
+
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)
+}
 
 
 def _trajectory(saved: dict[str, Any], columns: dict[str, Tensor]) -> Trajectory:

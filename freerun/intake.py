@@ -7,7 +7,6 @@ admitted. Items of an executor that died wait again, at their place; an executor
 newest version with its first request.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +16,9 @@ from freerun.encoding import decode_group, encode_group
 from freerun.errors import AllFailed, CheckpointError, ExecutorDied
 from freerun.evaluate import Evaluator
 from freerun.loops import Loops
-from freerun.metrics import Event, Sink
+from freerun.metrics import Sink
 from freerun.placement.base import Handle, Placement
+from freerun.program import Healer
 from freerun.schedule import ControllerConfig, Stream, stream_seed
 from freerun.store.admission import Admission, State
 from freerun.store.journal import Journal, Record
@@ -81,14 +81,14 @@ class Intake:
         self.active: dict[int, Active] = {}
         self.groups: dict[int, Group | Example] = {}
         self.stopping = False
-        self._placement, self._evaluator, self._tracker, self._loops, self._sink = placement, evaluator, tracker, loops, sink
+        self._evaluator, self._tracker, self._loops, self._sink = evaluator, tracker, loops, sink
         self._sampling, self._seed, self._newest = sampling, seed, newest
         self._recovery: Recovery | None = None
         self._outbox: dict[str, list[Request]] = {name: [] for name in self.generators}
         self._load: dict[str, int] = dict.fromkeys(self.generators, 0)
         self._asked: dict[str, list[Request]] = {name: [] for name in self.generators}
         self._versions: dict[str, set[int]] = {name: set() for name in self.generators}
-        self._deaths: Counter[str] = Counter()
+        self._healer = Healer(placement, tracker, sink, config.executor_restarts)
         self._skipped = self._fruitless = 0
         self._last_failure: Failure | None = None
 
@@ -316,17 +316,7 @@ class Intake:
 
     async def heal(self, name: str) -> None:
         """Start a dead executor anew; a generator's items wait again. Raises `ExecutorDied` if it died too often."""
-        self._deaths[name] += 1
-        now = self._tracker.now()
-        self._sink.event(Event(executor=name, what="died", start=now, end=now, detail={"deaths": self._deaths[name]}))
-        if self._deaths[name] > self.config.executor_restarts:
-            raise ExecutorDied(
-                f"executor '{name}' died {self._deaths[name]} times",
-                given=f"control.executor_restarts = {self.config.executor_restarts}",
-                expected="an executor that lives, after at most as many deaths",
-                todo="read its last lines above and mend the cause, then `freerun resume DIR`",
-            )
-        handle = await self._placement.respawn(name)
+        handle = await self._healer.respawn(name)
         if name in self.generators:
             self.generators[name], self._versions[name] = handle, set()
             self._evaluator.ask_again(self._asked[name])
@@ -338,8 +328,7 @@ class Intake:
                     self._order(item)
         else:
             self.rewarder = handle
-        now = self._tracker.now()
-        self._sink.event(Event(executor=name, what="respawned", start=now, end=now, detail={"version": self._newest().version}))
+        self._healer.respawned(name, self._newest().version)
         self._loops.notify()
 
     def restore(self, state: dict[str, Any], held: Iterable[Record], records: Iterable[Record]) -> None:

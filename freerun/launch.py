@@ -3,41 +3,27 @@
 Used by the command line; a script may call `launch(config, ...)` itself.
 """
 
-import asyncio
-import importlib
-import importlib.util
 import os
-import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from freerun import config as configs
 from freerun import stages
 from freerun.actors.generator import GeneratorExecutor
 from freerun.checkpoint import JOURNAL, Checkpoints, restore_controller
 from freerun.controller import Controller
-from freerun.errors import CheckpointError, ConfigError
-from freerun.metrics import EvalRecord, Sink
+from freerun.metrics import Sink
 from freerun.models.base import resolve_dtype
-from freerun.placement.base import ExecutorSpec, Placement
-from freerun.placement.inline import InlinePlacement
+from freerun.placement.base import ExecutorSpec
 from freerun.recipes.base import RunConfig
 from freerun.rewards.pool import RewarderExecutor
+from freerun.staging import Cores, Outcome, Signals, open_placement, placement_kind, refuse_other_config, transports
 from freerun.store.admission import Admission
 from freerun.store.journal import Journal
 from freerun.trainer.trainer import TrainerConfig, TrainerExecutor, check
 from freerun.weights import shared
 
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended: `finished` is False when it was interrupted. `step` and `total_steps` say how far it came."""
-
-    finished: bool
-    step: int
-    total_steps: int
-    evaluations: tuple[EvalRecord, ...]
+__all__ = ["Outcome", "launch", "refuse_other_config"]
 
 
 async def launch(
@@ -63,7 +49,7 @@ async def launch(
     data = stages.Data.of(config, task, begins=checkpoint is None)
     journal = None if evaluate_only or not checkpoint_at_end else Journal(run_dir / JOURNAL)
     kind = placement_kind(config.placement.kind)
-    placement = await _placement(config, kind, run_dir)
+    placement = await open_placement(config.placement, kind, run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)
     try:
         handles = await placement.spawn(executors(config, kind, run_dir))
@@ -87,7 +73,7 @@ async def launch(
             save=checkpoints.save if checkpoint_at_end and not evaluate_only else None,
             began=began,
         )
-        with _signals(controller):
+        with Signals(controller):
             if checkpoint is not None:
                 await controller.tracker.call(
                     handles["trainer"],
@@ -115,52 +101,23 @@ async def launch(
         shared.sweep()
 
 
-def placement_kind(asked: str) -> str:
-    """`auto` resolved. Raises `ConfigError` if Monarch was asked for and is not installed."""
-    installed = importlib.util.find_spec("monarch") is not None
-    if asked == "monarch" and not installed:
-        raise ConfigError(
-            "placement 'monarch' needs the package torchmonarch",
-            given="not installed",
-            expected="torchmonarch",
-            todo="pip install 'freerun[monarch]', or --placement.kind inline",
-        )
-    return ("monarch" if installed else "inline") if asked == "auto" else asked
-
-
-async def _placement(config: RunConfig, kind: str, run_dir: Path) -> Placement:
-    record = run_dir / "interleaving.jsonl" if config.placement.record else None
-    if kind == "inline":
-        replay = Path(config.placement.replay) if config.placement.replay else None
-        return InlinePlacement(schedule=config.placement.schedule, record=record, replay=replay)
-    from freerun.placement.monarch import MonarchPlacement
-
-    return MonarchPlacement(record=record)
-
-
 def executors(config: RunConfig, kind: str, run_dir: Path) -> Sequence[ExecutorSpec]:
     """What to spawn: the generators, the rewarder and the trainer, on disjoint cores."""
-    cores = sorted(os.sched_getaffinity(0))
     num = config.placement.generators
-    share = max(1, len(cores) // (num + 1))
-    threads = config.placement.threads or (share if kind == "monarch" else len(cores))
+    cores = Cores(num + 1, pin=config.placement.pin and kind != "inline")
+    threads = config.placement.threads or (cores.share if kind == "monarch" else len(os.sched_getaffinity(0)))
     slots = config.generator.slots or (config.control.max_lag + 1) * config.control.groups * config.control.group_size // num
+    kept = str(resolve_dtype(config.generator.dtype, config.generator.device)).removeprefix("torch.")
+    publisher, subscriber = transports(config.weights, kind, kept)
     replayed = config.algorithm.build().routing == "rollout"
     generator = replace(config.generator, slots=slots, routing=config.generator.routing or replayed)
-    publisher, subscriber = transports(config, kind, run_dir)
-
-    def pinned(index: int) -> tuple[int, ...]:
-        if not config.placement.pin or kind == "inline":
-            return ()
-        own = cores[index * share : (index + 1) * share]
-        return tuple(own or cores)
 
     specs = [
         ExecutorSpec(
             name=f"generator-{i}" if num > 1 else "generator",
             factory=GeneratorExecutor,
             args=(config.model, generator, subscriber),
-            cores=pinned(i + 1),
+            cores=cores.of(i + 1),
             threads=threads,
         )
         for i in range(num)
@@ -169,7 +126,7 @@ def executors(config: RunConfig, kind: str, run_dir: Path) -> Sequence[ExecutorS
         name="trainer",
         factory=TrainerExecutor,
         args=(config.model, config.algorithm, trainer_config(config), publisher, run_dir),
-        cores=pinned(0),
+        cores=cores.of(0),
         threads=threads,
     )
     rewarder = ExecutorSpec(name="rewarder", factory=RewarderExecutor, args=(config.task, config.reward), threads=1)
@@ -187,62 +144,3 @@ def trainer_config(config: RunConfig) -> TrainerConfig:
         temperature=config.sampling.temperature,
         seed=config.seed,
     )
-
-
-def transports(config: RunConfig, kind: str, run_dir: Path) -> tuple:
-    """Factories of the publisher and of the subscribers for the configured transport."""
-    asked = config.weights.transport
-    name = ("inprocess" if kind == "inline" else "shared") if asked == "auto" else asked
-    if name == "inprocess" and kind != "inline":
-        raise ConfigError(
-            "weights.transport 'inprocess' cannot cross processes",
-            given=f"placement {kind}",
-            expected="shared or monarch",
-            todo="--weights.transport auto",
-        )
-    if name == "monarch" and kind != "monarch":
-        raise ConfigError(
-            "weights.transport 'monarch' needs executors under Monarch",
-            given=f"placement {kind}",
-            expected="placement monarch",
-            todo="--placement.kind monarch, or --weights.transport auto",
-        )
-    module = importlib.import_module(f"freerun.weights.{name}")
-    kept = resolve_dtype(config.generator.dtype, config.generator.device)
-    dtype = str(kept).removeprefix("torch.") if config.weights.dtype == "auto" else config.weights.dtype
-    return module.publisher(dtype=dtype, checksum=config.weights.verify), module.subscriber()
-
-
-class _signals:
-    """SIGINT and SIGTERM ask the controller to stop after the call in hand; a second one cancels at once."""
-
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
-        self._task = asyncio.current_task()
-
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop)
-
-    def _stop(self) -> None:
-        if self._controller.stopping and self._task is not None:
-            self._task.cancel()
-        self._controller.request_stop()
-
-    def __exit__(self, *exc: object) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-
-def refuse_other_config(stored: dict, config: RunConfig) -> None:
-    """Raises `CheckpointError` naming every key at which a run directory's config differs from `config`."""
-    changed = configs.differences(stored, configs.dump(config))
-    if changed:
-        raise CheckpointError(
-            "this directory was made by another config",
-            given="; ".join(changed[:6]),
-            expected="the same config",
-            todo="resume without overrides, or start a new run",
-        )

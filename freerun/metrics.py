@@ -31,9 +31,10 @@ METRICS: Mapping[str, Meaning] = {
     "reward/flat_groups": Meaning("share", "groups whose rewards are all equal, which carry no signal for a group baseline"),
     "reward/<part>": Meaning("reward", "mean of a named component that the reward function returned in `RewardResult.parts`"),
     "heldout/<split>": Meaning("share", "accuracy on problems that training never sees"),
-    "lag/mean": Meaning("versions", "trainer version at consumption minus the version that made the token, mean over tokens"),
-    "lag/max": Meaning("versions", "largest lag of any token; admission bounds it"),
-    "lag/tokens": Meaning("tokens", "histogram: tokens trained on, per lag"),
+    "judged/<split>": Meaning("reward", "mean return of episodes played with the actions that the policy is judged by"),
+    "lag/mean": Meaning("versions", "trainer version at consumption minus the version that made the token or step, mean"),
+    "lag/max": Meaning("versions", "largest lag of any token or step; admission bounds it"),
+    "lag/tokens": Meaning("tokens", "histogram: tokens, or steps of rollouts, trained on, per lag"),
     "ratio/mean": Meaning("ratio", "probability under the current policy over probability under the behaviour policy, mean"),
     "ratio/max": Meaning("ratio", "largest such ratio"),
     "ratio/clipped": Meaning("share", "tokens whose ratio the algorithm clipped, truncated or masked"),
@@ -47,9 +48,19 @@ METRICS: Mapping[str, Meaning] = {
     "kl/behaviour": Meaning("nats", "KL of the behaviour policy from the current one, estimated on sampled tokens"),
     "advantage/mean": Meaning("reward", "mean advantage over tokens"),
     "advantage/abs_mean": Meaning("reward", "mean absolute advantage over tokens: how much signal the step had"),
+    "env/return": Meaning("reward", "undiscounted return of the episodes that ended since the last step, as explored, mean"),
+    "env/length": Meaning("steps", "steps of those episodes, mean"),
+    "env/terminated": Meaning("share", "those episodes that the task ended, rather than time or a failure"),
+    "env/episodes": Meaning("episodes", "how many there were"),
+    "env/steps": Meaning("steps", "environment steps that actors took since the last step of the trainer"),
+    "env/total": Meaning("steps", "environment steps ordered since the start of the run"),
+    "env/failures/<kind>": Meaning("failures", "environments that raised or hung since the last step: each cost its episode"),
+    "phase": Meaning("index", "phase of the run, from 0"),
+    "updates": Meaning("updates", "gradient updates of the step"),
     "loss/<term>": Meaning("loss", "reduced value of a loss term, as it enters the gradient"),
     "algorithm/<name>": Meaning("any", "a quantity that the algorithm defines; its file says what it is"),
     "grad_norm": Meaning("norm", "L2 norm of the gradient before clipping"),
+    "grad_norm/<term>": Meaning("norm", "L2 norm of one term's gradient before clipping, at the last update of the step"),
     "lr": Meaning("rate", "learning rate of the step"),
     "tokens/trained": Meaning("tokens", "action tokens that the step trained on"),
     "tokens/computed": Meaning("tokens", "tokens that went through the trainer's network: prompts, responses and padding"),
@@ -58,6 +69,8 @@ METRICS: Mapping[str, Meaning] = {
     "tokens/prefilled": Meaning("tokens", "prompt tokens that the generators computed since the last step"),
     "throughput/generator": Meaning("tokens/s", "response tokens produced per second of wall time, all generators"),
     "throughput/trainer": Meaning("tokens/s", "action tokens trained on per second of wall time"),
+    "throughput/env": Meaning("steps/s", "environment steps taken per second of wall time, all actors"),
+    "throughput/updates": Meaning("updates/s", "gradient updates per second of wall time"),
     "throughput/items": Meaning("items/s", "items trained on per second of wall time"),
     "time/step": Meaning("s", "wall time from the end of the last step to the end of this one"),
     "time/<phase>": Meaning("s", "wall time of the step that went into a named phase of an executor"),
@@ -162,6 +175,61 @@ class EvalRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """Undiscounted `returns` of episodes played with the actions that `version` is judged by, after `step` trainer steps and
+    `taken` environment steps; `length` is their mean length. `score` is the mean return between the references of a random
+    (0) and an expert policy (100), where there are any; `picture` the name of a file in `pictures`, or empty."""
+
+    step: int
+    split: str
+    returns: tuple[float, ...]
+    length: float
+    version: int
+    taken: int
+    seconds: float
+    score: float | None = None
+    picture: str = ""
+
+    @property
+    def mean(self) -> float:
+        return sum(self.returns) / len(self.returns)
+
+    @property
+    def std(self) -> float:
+        """Of the episodes' returns, not of their mean."""
+        return (sum((r - self.mean) ** 2 for r in self.returns) / len(self.returns)) ** 0.5
+
+
+Evaluation = EvalRecord | TrialRecord
+"""How well a policy does: on problems with answers, or in episodes."""
+
+
+def evaluation_of(row: Mapping[str, Any]) -> Evaluation:
+    """An evaluation from a line of `evals.jsonl`. Raises `KeyError`, `TypeError` or `ValueError` if it is none."""
+    if "returns" not in row:
+        return EvalRecord(
+            step=int(row["step"]),
+            split=str(row["split"]),
+            accuracy=float(row["accuracy"]),
+            count=int(row["count"]),
+            oldest=int(row["oldest"]),
+            newest=int(row["newest"]),
+            seconds=float(row["seconds"]),
+        )
+    return TrialRecord(
+        step=int(row["step"]),
+        split=str(row["split"]),
+        returns=tuple(map(float, row["returns"])),
+        length=float(row["length"]),
+        version=int(row["version"]),
+        taken=int(row["taken"]),
+        seconds=float(row["seconds"]),
+        score=None if row["score"] is None else float(row["score"]),
+        picture=str(row["picture"]),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorStatus:
     """What an executor is doing ("decoding 48 responses"), or why it does nothing ("waiting for 3 groups"), and since when."""
 
@@ -193,7 +261,7 @@ class Sink(Protocol):
 
     def sample(self, record: SampleRecord) -> None: ...
 
-    def evaluation(self, record: EvalRecord) -> None: ...
+    def evaluation(self, record: Evaluation) -> None: ...
 
     def status(self, record: Status) -> None:
         """A fresh picture for live views; it need not be kept."""
@@ -222,7 +290,7 @@ class Fanout:
         for sink in self._sinks:
             sink.sample(record)
 
-    def evaluation(self, record: EvalRecord) -> None:
+    def evaluation(self, record: Evaluation) -> None:
         for sink in self._sinks:
             sink.evaluation(record)
 

@@ -4,6 +4,7 @@
     environment.json   `attempts`: one entry per start or resume with versions, CPU, threads and commit
     metrics.jsonl      one `StepRecord` a line          evals.jsonl     one `EvalRecord` a line
     events.jsonl       one `Event` a line               samples.jsonl   a bounded, even selection of `SampleRecord`s
+    pictures/          of a control run: episodes of its policy, before and after
     summary.json       how it ended; absent while the run goes on and after a kill
     run.lock           who is writing; absent when nobody is
 
@@ -28,11 +29,13 @@ from typing import Any, Literal, NamedTuple
 
 from freerun.environment import environment, now
 from freerun.errors import RunDirectoryError
-from freerun.metrics import EvalRecord, Event, SampleRecord, Status, StepRecord
+from freerun.metrics import Evaluation, Event, SampleRecord, Status, StepRecord, evaluation_of
 from freerun.runlock import LOCK, RunLock
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 METRICS_LOG, EVENTS_LOG, EVALS_LOG, SAMPLES_LOG = "metrics.jsonl", "events.jsonl", "evals.jsonl", "samples.jsonl"
+PICTURES = "pictures"
+"""Folder of moving pictures of a policy, one file per full evaluation."""
 LOGS = (METRICS_LOG, EVENTS_LOG, EVALS_LOG, SAMPLES_LOG)
 
 
@@ -86,7 +89,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, lock: RunLock, *, max_sample_bytes: int) -> None:
-        self.path, self.elapsed, self.evaluations = path, 0.0, list[EvalRecord]()
+        self.path, self.elapsed, self.evaluations = path, 0.0, list[Evaluation]()
         self._lock, self._last_step, self._outcome, self._closed = lock, dict[str, Any](), ("unfinished", ""), False
         self._metrics, self._events, self._evals = (_Appender(path / name) for name in (METRICS_LOG, EVENTS_LOG, EVALS_LOG))
         self._samples = _Thinned(path / SAMPLES_LOG, max_bytes=max_sample_bytes)
@@ -162,7 +165,7 @@ class RunDirectory:
             }
             run = RunDirectory(path, lock, max_sample_bytes=max_sample_bytes)
             on_error.pop_all()
-        run.elapsed, run.evaluations = elapsed, [EvalRecord(**row) for row in read_log(path / EVALS_LOG).rows]
+        run.elapsed, run.evaluations = elapsed, [evaluation_of(row) for row in read_log(path / EVALS_LOG).rows]
         run._last_step = steps[-1] if steps else {}
         run.event(
             Event(
@@ -185,7 +188,7 @@ class RunDirectory:
     def sample(self, record: SampleRecord) -> None:
         self._samples.append(jsonable(record))
 
-    def evaluation(self, record: EvalRecord) -> None:
+    def evaluation(self, record: Evaluation) -> None:
         self.evaluations.append(record)
         self._evals.append(jsonable(record))
 

@@ -11,6 +11,14 @@ from freerun.metrics import IDLE, Event, ExecutorStatus, SampleRecord, Sink, Sta
 from freerun.placement.base import Handle
 from freerun.types import Group, Metric, Sum, merge_all
 
+RATES = {
+    "throughput/generator": "tokens/generated",
+    "throughput/trainer": "tokens/trained",
+    "throughput/env": "env/steps",
+    "throughput/updates": "updates",
+}
+"""Rates, and what they count per second."""
+
 
 class Report(Protocol):
     """What the trainer says of a finished step."""
@@ -107,9 +115,8 @@ class Tracker:
         seconds = max(now - self._step_ended, 1e-9)
         self._counted, self._step_ended = [], now
         values |= {
-            "throughput/generator": _sum(merged, "tokens/generated") / seconds,
-            "throughput/trainer": _sum(merged, "tokens/trained") / seconds,
-            "throughput/items": num_items / seconds,
+            **{rate: _sum(merged, name) / seconds for rate, name in RATES.items() if name in merged},
+            **({"throughput/items": num_items / seconds} if num_items else {}),
             "time/step": seconds,
             **{f"idle/{name}": share for name, share in self.idle_shares().items()},
             **{f"items/{state}": float(number) for state, number in ledger.items()},

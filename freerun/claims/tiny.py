@@ -31,7 +31,7 @@ from freerun.claims.curves import last_tenth, thinned
 from freerun.claims.digest import digest
 from freerun.errors import ConfigError, Diverged
 from freerun.launch import launch
-from freerun.metrics import EvalRecord, Event, SampleRecord, Status, StepRecord
+from freerun.metrics import EvalRecord, Evaluation, Event, SampleRecord, Status, StepRecord
 from freerun.models import tiny_lm
 from freerun.models.gguf import cache_directory
 from freerun.recipes.base import PlacementConfig, RunConfig
@@ -189,7 +189,8 @@ class Kept:
             value = record.metrics.get(name, float("nan"))
             values.append(float(value) if isinstance(value, float | int) else float("nan"))
 
-    def evaluation(self, record: EvalRecord) -> None:
+    def evaluation(self, record: Evaluation) -> None:
+        assert isinstance(record, EvalRecord), "these runs train language models"
         self.accuracies.append(record.accuracy)
 
     def event(self, record: Event) -> None:

@@ -163,6 +163,10 @@ class RunConfig:
     """Seed of everything: data order, sampling, initial weights."""
 
 
+NOT_RECIPES = ("base", "control_base")
+"""Modules of the folder that say what a recipe is."""
+
+
 def names() -> list[str]:
     """Names of the shipped recipes, sorted."""
     return discovery.names(recipes, "recipe")

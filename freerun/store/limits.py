@@ -133,3 +133,51 @@ class SamplesPerInsert:
 
     def _due(self, level: Level) -> float:
         return self.ratio * (level.inserted - self.min_size) - level.drawn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turns:
+    """Draws follow inserts at a ratio, in whole batches: exact where `SamplesPerInsert` is symmetric.
+
+    Due are `ratio * (inserted - size) - drawn` draws, once `size` items were inserted. The consumer may draw what is due and
+    `lead` draws more; an item may be inserted while less than a batch is due, and `ahead` items more, or if there is none. So
+    `-lead <= due < batch + (ahead + 1) * ratio` as long as items are there, and with neither the two take strict turns. There
+    is always somebody who can go on, whatever the numbers.
+    """
+
+    ratio: float
+    """Draws per inserted item."""
+    size: int = 0
+    """Items that must have been inserted before the first draw; they make no draws due."""
+    batch: int = 1
+    """Draws the consumer waits for at a time."""
+    lead: float = 0.0
+    """Draws that the consumer may make before they are due."""
+    ahead: int = 0
+    """Items that may be inserted before their turn."""
+
+    @property
+    def need(self) -> int:
+        return 1
+
+    def may_insert(self, level: Level) -> bool:
+        return not level.backlog or self._due(level) < self.batch + self.ahead * self.ratio
+
+    def budget(self, level: Level) -> int:
+        if not level.backlog or level.inserted < self.size:
+            return 0
+        return max(0, int(self._due(level) + self.lead + 1e-9))
+
+    def deadlock(self, uses: int) -> str:
+        if self.ratio <= 0:
+            return f"a ratio of {self.ratio} never makes a draw due"
+        if min(self.size, self.lead, self.ahead) < 0 or self.batch < 1:
+            return (
+                f"size {self.size}, lead {self.lead} and ahead {self.ahead} cannot be negative, nor batch {self.batch} below 1"
+            )
+        if uses:
+            return f"items that may be drawn {uses} times can be used up before their draws are due"
+        return ""
+
+    def _due(self, level: Level) -> float:
+        return self.ratio * (level.inserted - self.size) - level.drawn

@@ -28,7 +28,7 @@ one. A consumer names those that it needs and sees an item when they are all the
 import heapq
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -132,6 +132,8 @@ class Table:
         """`inserted = present + used + evicted + expired + deleted`, and the draws of each consumer as `drawn/<name>`."""
         self._entries: dict[int, _Entry] = {}
         self._left = dict.fromkeys(config.consumers, 0)
+        self._limiters: dict[str, Limiter] = {name: c.limiter for name, c in config.consumers.items()}
+        self._since: dict[str, tuple[int, int]] = dict.fromkeys(config.consumers, (0, 0))
         self._ages: list[tuple[int, int]] = []
         self._last_key = -1
         self._rng = random.Random(config.seed)
@@ -146,15 +148,18 @@ class Table:
 
     # --- producers -----------------------------------------------------------------------------------------------------------
 
-    def may_insert(self) -> bool:
-        """Whether every consumer's limiter and the capacity allow one more item."""
-        room = len(self._entries) < self.config.capacity or self._remover is not None
-        return room and all(c.limiter.may_insert(self._level(name)) for name, c in self.config.consumers.items())
+    def may_insert(self, coming: int = 0) -> bool:
+        """Whether every consumer's limiter and the capacity allow one more item, once `coming` items that are being made have
+        been inserted. Asked before an item is begun, it keeps producers within the limits that hold when it is there."""
+        room = len(self._entries) + coming < self.config.capacity or self._remover is not None
+        return room and all(limiter.may_insert(self._level(name, coming)) for name, limiter in self._limiters.items())
 
-    def insert(self, key: int, *, version: int, columns: Mapping[str, Any], priority: float = 1.0) -> list[int]:
+    def insert(
+        self, key: int, *, version: int, columns: Mapping[str, Any], priority: float = 1.0, promised: bool = False
+    ) -> list[int]:
         """Add an item with the columns that are ready; returns the keys that had to go. Raises `IllegalTransition` unless
-        `may_insert()` and `key` is larger than any before."""
-        if not self.may_insert() or key <= self._last_key:
+        `may_insert()`, or `promised`: then it was asked before the item was begun. `key` must be larger than any before."""
+        if not (promised or self.may_insert()) or key <= self._last_key:
             given = f"{len(self)} items, last key {self._last_key}"
             raise self._illegal(f"cannot take item {key} now", given, "may_insert(), and a key above the last")
         gone = []
@@ -201,18 +206,18 @@ class Table:
 
     def drawable(self, consumer: str, n: int, version: int) -> int:
         """How many of `n` draws would succeed now."""
-        self._expire(version)
+        self.expire(version)
         settings, selector = self.config.consumers[consumer], self._selectors[consumer]
-        budget = min(n, settings.limiter.budget(self._level(consumer)))
+        budget = min(n, self._limiters[consumer].budget(self._level(consumer)))
         return min(budget, selector.num_ready(budget)) if settings.uses else budget * selector.num_ready(1)
 
     def draw(self, consumer: str, n: int, version: int) -> list[Draw]:
         """Up to `n` draws for a consumer at policy `version`: fewer if fewer are ready or allowed. An item that all consumers
         have used up leaves the table with its last draw."""
-        self._expire(version)
+        self.expire(version)
         settings, selector = self.config.consumers[consumer], self._selectors[consumer]
         draws: list[Draw] = []
-        n = min(n, settings.limiter.budget(self._level(consumer)))
+        n = min(n, self._limiters[consumer].budget(self._level(consumer)))
         while len(draws) < n and selector.num_ready(1):
             key, probability = selector.select(self._rng)
             entry = self._entries[key]
@@ -226,6 +231,40 @@ class Table:
                     self._forget(key, "used")
         return draws
 
+    def spend(self, consumer: str, n: int, version: int) -> int:
+        """As `draw`, by a consumer that selects among the items itself, where their data lies: the draws are counted, and it
+        must select from those that are there now. Returns how many of `n` are granted: all, or none while fewer are allowed.
+        Only for consumers whose items are never used up."""
+        self.expire(version)
+        if self.config.consumers[consumer].uses or not n:
+            raise self._illegal(f"cannot let '{consumer}' select for itself", f"{n} draws", "some, with unlimited uses")
+        if self._limiters[consumer].budget(self._level(consumer)) < n or not self._selectors[consumer].num_ready(1):
+            return 0
+        self.counts[f"drawn/{consumer}"] += n
+        return n
+
+    def limit(self, consumer: str, limiter: Limiter, *, since: Sequence[int] | None = None) -> None:
+        """From now on `limiter` holds for `consumer`, and the inserts and draws that it sees are counted from now, or from
+        `since`, which a state has. Raises `ConfigError` if somebody could wait for ever."""
+        settings = self.config.consumers[consumer]
+        replace(self.config, consumers={**self.config.consumers, consumer: replace(settings, limiter=limiter)})
+        self._limiters[consumer] = limiter
+        inserted, drawn = since or (self.counts["inserted"], self.counts[f"drawn/{consumer}"])
+        self._since[consumer] = inserted, drawn
+
+    def expire(self, version: int) -> None:
+        """Remove what is too old for a consumer at `version`; every draw does. Who asks `may_insert` after an update and before
+        the next draw has to do it first, or both sides may wait for room that is there."""
+        while self._ages and version - self._ages[0][0] > (self.config.max_age or 0):
+            _, key = heapq.heappop(self._ages)
+            if key in self._entries:
+                self._forget(key, "expired")
+
+    @property
+    def first_key(self) -> int:
+        """No item with a smaller key is there; the next key if there is none."""
+        return next(iter(self._entries), self._last_key + 1)
+
     # --- checkpoints ---------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -233,6 +272,7 @@ class Table:
         return {
             "last_key": self._last_key,
             "counts": dict(self.counts),
+            "since": {name: list(pair) for name, pair in self._since.items()},
             "rng": self._rng.getstate(),
             "entries": [[k, e.version, e.priority, sorted(e.columns), dict(e.used)] for k, e in self._entries.items()],
             "selectors": {name: selector.state() for name, selector in self._selectors.items()},
@@ -242,9 +282,11 @@ class Table:
     @classmethod
     def from_state(cls, config: TableConfig, state: Mapping[str, Any], value: Callable[[int, str], Any]) -> "Table":
         """The table as it was; `value(key, column)` gives back what the caller kept. It goes on with the very draws that the
-        saved one would have made."""
+        saved one would have made. A limiter given to `limit` is not saved: it must be that of
+        `config`."""
         self = cls(config)
         self._last_key, self.counts = state["last_key"], Counter(state["counts"])
+        self._since = {name: (inserted, drawn) for name, (inserted, drawn) in state["since"].items()}
         version, internal, gauss = state["rng"]
         self._rng.setstate((version, tuple(internal), gauss))
         for key, born, priority, columns, used in state["entries"]:
@@ -263,8 +305,13 @@ class Table:
         todo = "this is a bug in the caller"
         return IllegalTransition(f"table '{self.config.name}' {what}", given=given, expected=expected, todo=todo)
 
-    def _level(self, consumer: str) -> Level:
-        return Level(self._left[consumer], self.counts["inserted"], self.counts[f"drawn/{consumer}"])
+    def _level(self, consumer: str, coming: int = 0) -> Level:
+        inserted, drawn = self._since[consumer]
+        return Level(
+            self._left[consumer] + coming,
+            self.counts["inserted"] - inserted + coming,
+            self.counts[f"drawn/{consumer}"] - drawn,
+        )
 
     def _used_up(self, entry: _Entry, consumer: str) -> bool:
         return entry.used[consumer] == self.config.consumers[consumer].uses > 0
@@ -280,12 +327,6 @@ class Table:
         for name in consumers:
             if entry.columns.keys() >= set(self.config.consumers[name].needs) and not self._used_up(entry, name):
                 self._selectors[name].ready(key, entry.priority)
-
-    def _expire(self, version: int) -> None:
-        while self._ages and version - self._ages[0][0] > (self.config.max_age or 0):
-            _, key = heapq.heappop(self._ages)
-            if key in self._entries:
-                self._forget(key, "expired")
 
     def _forget(self, key: int, why: str) -> None:
         entry = self._entries.pop(key)

@@ -1,7 +1,6 @@
 """What the trainer writes: its checkpoint as plain files (safetensors and JSON, nothing that runs code when read), and the
 batch on which it diverged. Atomicity is the caller's."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from freerun.errors import CheckpointError
+from freerun.plainfiles import load_values, save_values, unusable
 from freerun.trainer.forward import load_weights, named_weights
 from freerun.types import Group
 
-_TENSOR = "_tensor"
+__all__ = ["load_networks", "load_optimizer", "load_values", "save_batch", "save_networks", "save_optimizer", "save_values"]
 
 
 def save_networks(directory: Path, networks: Mapping[str, nn.Module]) -> None:
@@ -30,7 +29,7 @@ def load_networks(directory: Path, networks: Mapping[str, nn.Module]) -> None:
         try:
             load_weights(network, load_file(path))
         except (OSError, KeyError, RuntimeError) as error:
-            raise _unusable(path, f"{type(error).__name__}: {error}", "the weights of the configured model") from error
+            raise unusable(path, f"{type(error).__name__}: {error}", "the weights of the configured model") from error
 
 
 def save_optimizer(path: Path, optimizer: torch.optim.Optimizer, names: Mapping[str, Tensor]) -> None:
@@ -44,29 +43,14 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, names: Mapping[
     try:
         stored = load_file(path)
     except OSError as error:
-        raise _unusable(path, str(error), "the optimiser's state") from error
+        raise unusable(path, str(error), "the optimiser's state") from error
     optimizer.state.clear()
     for flat_name, tensor in stored.items():
         name, _, key = flat_name.rpartition("/")
         if name not in names:
-            raise _unusable(path, f"state of '{name}'", "state of the parameters that this config trains")
+            raise unusable(path, f"state of '{name}'", "state of the parameters that this config trains")
         # Fused kernels want the step count beside the parameter, as a tensor.
         optimizer.state[names[name]][key] = tensor.to(names[name].device)
-
-
-def save_values(directory: Path, name: str, values: Mapping[str, Any]) -> None:
-    """Numbers, strings, tensors, and mappings and lists of them: `<name>.json`, and `<name>.safetensors` for the tensors."""
-    tensors: dict[str, Tensor] = {}
-    (directory / f"{name}.json").write_text(json.dumps(_split(values, tensors), indent=1))
-    save_file(tensors, directory / f"{name}.safetensors")
-
-
-def load_values(directory: Path, name: str) -> dict[str, Any]:
-    """Undo `save_values`. Raises `CheckpointError` if a file is missing or is not what was written."""
-    try:
-        return _join(json.loads((directory / f"{name}.json").read_text()), load_file(directory / f"{name}.safetensors"))
-    except (OSError, ValueError, KeyError) as error:
-        raise _unusable(directory / f"{name}.json", f"{type(error).__name__}: {error}", "the trainer's state") from error
 
 
 def save_batch(directory: Path, groups: Sequence[Group], about: Mapping[str, Any]) -> None:
@@ -87,33 +71,3 @@ def save_batch(directory: Path, groups: Sequence[Group], about: Mapping[str, Any
         for group in groups
     ]
     save_values(directory, "batch", {**about, "groups": listed})
-
-
-def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` with each tensor moved to `tensors` and a reference in its place."""
-    if isinstance(value, Tensor):
-        key = f"{len(tensors):06d}"
-        tensors[key] = value.detach().contiguous().cpu().clone()
-        return {_TENSOR: key}
-    if isinstance(value, Mapping):
-        return {str(k): _split(v, tensors) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_split(v, tensors) for v in value]
-    return value
-
-
-def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        return tensors[value[_TENSOR]] if set(value) == {_TENSOR} else {k: _join(v, tensors) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_join(v, tensors) for v in value]
-    return value
-
-
-def _unusable(path: Path, given: str, expected: str) -> CheckpointError:
-    return CheckpointError(
-        f"the trainer cannot load {path.name}",
-        given=given,
-        expected=expected,
-        todo=f"check {path}, and that the config is the run's own",
-    )

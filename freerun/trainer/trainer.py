@@ -7,7 +7,7 @@ they may start early), then `finish_step` (the rest; division by global counts, 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -31,29 +31,12 @@ from freerun.trainer.examples import group_of
 from freerun.trainer.learner import CURRENT, FROZEN, Learner, NotFinite, give
 from freerun.trainer.prompt_value import COLUMN as VALUE
 from freerun.trainer.prompt_value import PromptValue, check_fitted, give_values
+from freerun.trainer.reports import AccumulateReport, StepReport
 from freerun.trainer.update import GradientSum, check_algorithm, due, global_counts, share_a_count
 from freerun.types import Example, Group, Mean, Metric, Sampling, Source, Sum, WeightsRef, merge_all
 from freerun.weights.channel import Publisher
 
 __all__ = ["AccumulateReport", "LoraConfig", "StepReport", "TrainerConfig", "TrainerExecutor", "check"]
-
-
-@dataclass(frozen=True, slots=True)
-class AccumulateReport:
-    """Groups of the step so far, and its trajectories that wait for a micro-batch to fill up."""
-
-    groups: int
-    waiting: int
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """A finished step: the version it published, where, what was measured, and the seconds of each phase."""
-
-    version: int
-    ref: WeightsRef
-    metrics: Mapping[str, Metric]
-    seconds: Mapping[str, float]
 
 
 def check(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from freerun.errors import RunDirectoryError
-from freerun.metrics import EvalRecord, Event, SampleRecord, StepRecord
+from freerun.metrics import EvalRecord, Event, SampleRecord, StepRecord, TrialRecord, evaluation_of
 from freerun.rundir import CONFIG, ENVIRONMENT, EVALS_LOG, EVENTS_LOG, METRICS_LOG, SAMPLES_LOG, SUMMARY, read_log
 from freerun.runlock import RunLock
 
@@ -26,6 +26,7 @@ class RunRecords:
     locked: bool
     steps: tuple[StepRecord, ...]
     evaluations: tuple[EvalRecord, ...]
+    trials: tuple[TrialRecord, ...]
     events: tuple[Event, ...]
     samples: tuple[SampleRecord, ...]
     damaged: Mapping[str, int]
@@ -34,6 +35,7 @@ class RunRecords:
     def seconds(self) -> float:
         """How long the run has lasted, by its last record."""
         ends = [*(s.seconds for s in self.steps[-1:]), *(e.seconds for e in self.evaluations), *(e.end for e in self.events)]
+        ends += [t.seconds for t in self.trials]
         return max(ends, default=0.0)
 
     @property
@@ -67,6 +69,7 @@ def load(path: Path | str) -> RunRecords:
         return tuple(found)
 
     environment = _json(path / ENVIRONMENT) or {}
+    evaluations = records(EVALS_LOG, evaluation_of)
     return RunRecords(
         path=path,
         config=config,
@@ -74,7 +77,8 @@ def load(path: Path | str) -> RunRecords:
         summary=_json(path / SUMMARY),
         locked=RunLock(path).is_held(),
         steps=records(METRICS_LOG, _step),
-        evaluations=records(EVALS_LOG, _evaluation),
+        evaluations=tuple(e for e in evaluations if isinstance(e, EvalRecord)),
+        trials=tuple(e for e in evaluations if isinstance(e, TrialRecord)),
         events=records(EVENTS_LOG, _event),
         samples=records(SAMPLES_LOG, _sample),
         damaged=damaged,
@@ -96,18 +100,6 @@ def _step(row: Mapping[str, Any]) -> StepRecord:
 
 def _value(value: Any) -> float | dict[int, float]:
     return {int(k): float(v) for k, v in value.items()} if isinstance(value, dict) else float(value)
-
-
-def _evaluation(row: Mapping[str, Any]) -> EvalRecord:
-    return EvalRecord(
-        step=int(row["step"]),
-        split=str(row["split"]),
-        accuracy=float(row["accuracy"]),
-        count=int(row["count"]),
-        oldest=int(row["oldest"]),
-        newest=int(row["newest"]),
-        seconds=float(row["seconds"]),
-    )
 
 
 def _event(row: Mapping[str, Any]) -> Event:

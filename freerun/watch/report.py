@@ -9,6 +9,7 @@ from freerun.errors import RunDirectoryError
 from freerun.watch.numbers import duration
 from freerun.watch.page.activity import activity
 from freerun.watch.page.curves import curves, staleness
+from freerun.watch.page.episodes import pictures, returns_card
 from freerun.watch.page.gains import hero
 from freerun.watch.page.html import Html, document, el
 from freerun.watch.page.writing import writing
@@ -48,7 +49,8 @@ def render(run: RunRecords) -> str:
         header(run, name),
         notes(run),
         hero(run),
-        curves(run),
+        pictures(run),
+        curves(run, [returns_card(run.trials)] if run.trials else []),
         staleness(run),
         activity(run),
         writing(run),

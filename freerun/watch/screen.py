@@ -10,8 +10,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from freerun.metrics import EvalRecord, ExecutorStatus, Status, StepRecord
+from freerun.metrics import EvalRecord, Evaluation, ExecutorStatus, Status, StepRecord, TrialRecord
 from freerun.watch.numbers import bar, duration, gain_interval, headline, percent, quantity, shares, sparkline, wilson
+from freerun.watch.trials import best_known, history_line, is_control, plain_trial
 
 LABEL = 11
 BUSY, IDLE_COLOUR = "green", "yellow"
@@ -28,11 +29,20 @@ class RunState:
     step_seconds: list[float] = field(default_factory=list)
     tokens: float = 0.0
     evaluations: list[EvalRecord] = field(default_factory=list)
+    trials: list[TrialRecord] = field(default_factory=list)
+
+    def judged(self, record: Evaluation) -> None:
+        if isinstance(record, TrialRecord):
+            self.trials = [*self.trials, record]
+        else:
+            self.evaluations = [*self.evaluations, record]
 
     def take(self, record: StepRecord) -> None:
         before = self.last.seconds if self.last else record.seconds - number(record.metrics, "time/step", 0.0)
         self.step_seconds.append(max(record.seconds - before, 0.0))
-        self.rewards.append(number(record.metrics, "reward/mean"))
+        reward = number(record.metrics, "reward/mean", number(record.metrics, "env/return"))
+        if not (math.isnan(reward) and is_control(record.metrics)):  # a step may end no episode
+            self.rewards.append(reward)
         self.tokens += number(record.metrics, "tokens/trained", 0.0)
         self.last = record
 
@@ -60,7 +70,14 @@ def screen(state: RunState, *, now: float, width: int) -> RenderableType:
     rows.add_row("progress", progress(state, now, room))
     if state.evaluations:
         rows.add_row("held-out", accuracy_history(state.evaluations))
-    if state.last is not None:
+    if state.trials:
+        rows.add_row("judged", history_line(state.trials))
+    if state.last is not None and is_control(state.last.metrics):
+        if state.rewards:
+            rows.add_row("return", reward_line(state, room))
+        rows.add_row("speed", control_speed_line(state.last))
+        rows.add_row("lag", control_lag_line(state.last))
+    elif state.last is not None:
         rows.add_row("reward", reward_line(state, room))
         rows.add_row("speed", speed_line(state.last))
         rows.add_row("lag", lag_line(state.last, room))
@@ -118,6 +135,18 @@ def speed_line(last: StepRecord) -> Text:
         no_wrap=False,
         overflow="fold",
     )
+
+
+def control_speed_line(last: StepRecord) -> Text:
+    env, updates, total = (number(last.metrics, n) for n in ("throughput/env", "throughput/updates", "env/total"))
+    parts = [(quantity(total), "bold"), (" environment steps  ", "dim"), (quantity(env), "bold"), ("/s  ", "dim")]
+    return Text.assemble(*parts, (quantity(updates), "bold"), (" updates/s", "dim"), no_wrap=False, overflow="fold")
+
+
+def control_lag_line(last: StepRecord) -> Text:
+    """How old the data is that is trained on."""
+    mean, largest = (number(last.metrics, n) for n in ("lag/mean", "lag/max"))
+    return Text.assemble(("mean ", "dim"), (quantity(mean), "bold"), ("   largest ", "dim"), (quantity(largest), "bold"))
 
 
 def lag_line(last: StepRecord, room: int) -> Text:
@@ -180,7 +209,13 @@ def ending(state: RunState) -> RenderableType:
     records = headline(state.evaluations)
     if records:
         parts.append(accuracy_table(records))
-    if state.last is not None:
+    trials = best_known(state.trials)
+    if trials:
+        parts += [Text(plain_trial(trial)) for trial in (trials[0], *trials[1:][-1:])]
+    if state.last is not None and is_control(state.last.metrics):
+        parts.append(Text(f"{state.last.step} steps in {duration(state.last.seconds)}"))
+        parts.append(Text(f"return {sparkline(state.rewards, 60)}"))
+    elif state.last is not None:
         steps, tokens = state.last.step, quantity(state.tokens)
         parts.append(Text(f"{steps} steps, {tokens} tokens trained in {duration(state.last.seconds)}"))
         parts.append(Text(f"reward {sparkline(state.rewards, 60)}"))

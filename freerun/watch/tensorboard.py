@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from freerun.metrics import EvalRecord, Event, SampleRecord, Status, StepRecord
+from freerun.metrics import Evaluation, Event, SampleRecord, Status, StepRecord, TrialRecord
 from freerun.watch.numbers import shares
 from freerun.watch.optional import require
 
@@ -40,8 +40,11 @@ class TensorBoardSink:
             text = f"{record.prompt}\n[reward {record.reward:g}, lag {record.lag}]\n{record.completion}"
             self._writer.add_text("sample", "\n".join(f"    {line}" for line in text.splitlines()), record.step)
 
-    def evaluation(self, record: EvalRecord) -> None:
-        self._writer.add_scalar(f"heldout/{record.split}", record.accuracy, record.step)
+    def evaluation(self, record: Evaluation) -> None:
+        if isinstance(record, TrialRecord):
+            self._writer.add_scalar(f"judged/{record.split}", record.mean, record.step)
+        else:
+            self._writer.add_scalar(f"heldout/{record.split}", record.accuracy, record.step)
         self._writer.flush()
 
     def status(self, record: Status) -> None:

@@ -8,9 +8,10 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from freerun.metrics import EvalRecord, Event, SampleRecord, Status, StepRecord
+from freerun.metrics import Evaluation, Event, SampleRecord, Status, StepRecord, TrialRecord
 from freerun.watch.numbers import duration
 from freerun.watch.screen import RunState, ending, plain_evaluation, plain_step, screen
+from freerun.watch.trials import is_control, plain_control_step, plain_trial
 
 
 class Terminal:
@@ -28,12 +29,14 @@ class Terminal:
         run_dir: Path | None = None,
         report: Path | None = None,
         began: float = 0.0,
-        earlier: Sequence[EvalRecord] = (),
+        earlier: Sequence[Evaluation] = (),
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console = console or Console()
-        self._state, self._run_dir, self._report = RunState(title, evaluations=list(earlier)), run_dir, report
+        self._state, self._run_dir, self._report = RunState(title), run_dir, report
+        for record in earlier:
+            self._state.judged(record)
         self._clock, self._seconds, self._heard = clock, began, clock()
         self._closed = False
         self._live: Live | None = None
@@ -50,15 +53,16 @@ class Terminal:
         self._state.take(record)
         if self._live is None:
             total = self._state.status.total_steps if self._state.status else 0
-            self._say(plain_step(record, total, self._state.step_seconds[-1]))
+            line = plain_control_step if is_control(record.metrics) else plain_step
+            self._say(line(record, total, self._state.step_seconds[-1]))
 
     def sample(self, record: SampleRecord) -> None:
         """Trajectories are for the run directory and the report."""
 
-    def evaluation(self, record: EvalRecord) -> None:
-        self._state.evaluations = [*self._state.evaluations, record]
+    def evaluation(self, record: Evaluation) -> None:
+        self._state.judged(record)
         if self._live is None:
-            self._say(plain_evaluation(record))
+            self._say(plain_trial(record) if isinstance(record, TrialRecord) else plain_evaluation(record))
 
     def status(self, record: Status) -> None:
         self._state.status, self._seconds, self._heard = record, record.seconds, self._clock()

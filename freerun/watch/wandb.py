@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from freerun.metrics import EvalRecord, Event, SampleRecord, Status, StepRecord
+from freerun.metrics import Evaluation, Event, SampleRecord, Status, StepRecord, TrialRecord
 from freerun.watch.numbers import shares
 from freerun.watch.optional import require
 
@@ -46,8 +46,11 @@ class WandbSink:
         if len(self._samples) > self._max_samples:
             self._samples, self._stride = self._samples[::2], 2 * self._stride
 
-    def evaluation(self, record: EvalRecord) -> None:
-        self._run.log({"trainer_step": record.step, f"heldout/{record.split}": record.accuracy})
+    def evaluation(self, record: Evaluation) -> None:
+        if isinstance(record, TrialRecord):
+            self._run.log({"trainer_step": record.step, f"judged/{record.split}": record.mean})
+        else:
+            self._run.log({"trainer_step": record.step, f"heldout/{record.split}": record.accuracy})
 
     def status(self, record: Status) -> None:
         """Not shown."""

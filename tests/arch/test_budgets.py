@@ -8,8 +8,9 @@ from tools.source import ROOT, closure, functions, modules
 
 FILE_LINES = 400
 FUNCTION_LINES = 80
-CLOSURE_LINES = 800
-"""Lines, blank ones not counted, that somebody reads who follows every import of one algorithm file."""
+CLOSURE_LINES = {"algorithms/language/": 800, "algorithms/control": 1200}
+"""Lines, blank ones not counted, that somebody reads who follows every import of one algorithm file. A control method leads to
+both contracts, and to what language has no use for: spaces, networks, distributions over actions, values."""
 
 BY_NAME = {
     "placement/calls.py": "executors' methods are called by name; that is what Placement promises",
@@ -40,7 +41,8 @@ def test_an_algorithm_can_be_read_with_all_it_imports() -> None:
         for m in modules().values()
         if m.path.startswith("algorithms/")
     }
-    assert not {path: count for path, count in lines.items() if count > CLOSURE_LINES}
+    budgets = {path: next((n for start, n in CLOSURE_LINES.items() if path.startswith(start)), 800) for path in lines}
+    assert not {path: count for path, count in lines.items() if count > budgets[path]}
 
 
 def test_no_exception_is_swallowed() -> None:

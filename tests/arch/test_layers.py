@@ -11,18 +11,23 @@ from collections.abc import Iterator
 from tools.source import ROOT, Import, Module, imports, modules
 
 LAYERS = {
-    **dict.fromkeys(["types", "config", "errors"], 0),
+    **dict.fromkeys(["types", "transitions", "networks", "config", "errors"], 0),
     **dict.fromkeys(["ops"], 1),
-    **dict.fromkeys(["algorithms", "store", "weights", "models", "rewards"], 2),
+    **dict.fromkeys(["algorithms", "store", "weights", "models", "rewards", "datasets", "plainfiles"], 2),
     **dict.fromkeys(["actors", "trainer", "placement"], 3),
     **dict.fromkeys(["controller", "schedule", "tracker", "checkpoint", "evaluate", "metrics"], 4),
-    **dict.fromkeys(["loops", "intake", "replay", "encoding"], 4),
+    **dict.fromkeys(["program", "loops", "intake", "replay", "encoding"], 4),
+    **dict.fromkeys(["env_schedule", "env_controller", "collection"], 4),
     **dict.fromkeys(["rundir", "environment", "runlock"], 4),
-    **dict.fromkeys(["cli", "launch", "stages", "discovery", "tasks", "recipes", "claims", "plan", "watch"], 5),
+    **dict.fromkeys(["cli", "launch", "launch_control", "dataset_cli", "staging", "stages", "discovery"], 5),
+    **dict.fromkeys(["tasks", "recipes", "claims", "plan", "watch"], 5),
 }
 
 PROTOCOLS = {"freerun.placement.base", "freerun.weights.channel", "freerun.actors.engine"}
 """What the control layer knows of the executors."""
+
+CONTRACTS = {"freerun.algorithms.base", "freerun.algorithms.control_base"}
+"""What says what an algorithm is, of language and of control."""
 
 HOMES = {
     "monarch": ["placement/monarch*.py", "weights/monarch*.py"],
@@ -33,9 +38,11 @@ HOMES = {
     "cloudpickle": ["placement/wire.py"],
     "reasoning_gym": ["rewards/procedural.py", "tasks/*.py"],
     "math_verify": ["rewards/*.py", "tasks/*.py"],
-    "gymnasium": ["actors/envs*.py", "tasks/*.py"],
+    "gymnasium": ["actors/gymnasium.py", "datasets/minari.py", "tasks/*.py"],
+    "h5py": ["datasets/hdf5.py"],
+    "minari": ["datasets/minari.py"],
     "tyro": ["cli.py", "claims/*.py", "plan/*.py"],
-    "rich": ["cli.py", "claims/show.py", "claims/staleness.py", "watch/terminal.py", "watch/screen.py"],
+    "rich": ["cli.py", "dataset_cli.py", "claims/show.py", "claims/staleness.py", "watch/terminal.py", "watch/screen.py"],
     "tensorboard": ["watch/tensorboard.py"],
     "torch.utils.tensorboard": ["watch/tensorboard.py"],
     "wandb": ["watch/wandb.py"],
@@ -45,7 +52,8 @@ HOMES = {
 ANYWHERE = {"torch", "numpy", "safetensors"}
 """Packages that need no home of their own (the lowest layers are stricter, see below)."""
 
-OPTIONAL = {"monarch", "peft", "vllm", "reasoning_gym", "math_verify", "gymnasium", "tensorboard", "wandb"}
+OPTIONAL = {"monarch", "peft", "vllm", "reasoning_gym", "math_verify", "tensorboard", "wandb"}
+OPTIONAL |= {"gymnasium", "minari", "h5py"}
 """Packages without which the core has to import and run."""
 
 
@@ -56,8 +64,8 @@ def objection(importer: Module, target: str) -> str | None:
         return None
     here, there = LAYERS.get(importer.part, 5), LAYERS.get(part, 5)
     if importer.part == part:
-        if part == "algorithms" and target != "freerun.algorithms.base":
-            return "an algorithm imports no other algorithm but base"
+        if part == "algorithms" and target not in CONTRACTS:
+            return "an algorithm imports no other algorithm but the contracts"
         return None
     if here == 5:
         return None
@@ -117,7 +125,7 @@ def homelessness(module: Module, found: Import) -> str | None:
         return None
     layer = LAYERS.get(module.part, 0)
     if layer == 0:
-        named = module.part == "types" and found.target == "torch"
+        named = module.part in ("types", "transitions") and found.target == "torch"
         return None if named else "the words need the standard library and the tensor type only"
     if layer == 1 and package != "torch":
         return "the maths needs torch only"

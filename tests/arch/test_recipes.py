@@ -6,6 +6,7 @@ import pytest
 
 from freerun import config
 from freerun.recipes import base as recipes
+from freerun.recipes.control_base import ControlRun
 
 NAMES = recipes.names()
 
@@ -17,14 +18,14 @@ def test_recipes_ship() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_builds_a_complete_config(name: str) -> None:
     built = recipes.load(name).recipe()
-    assert isinstance(built, recipes.RunConfig)
+    assert isinstance(built, recipes.RunConfig | ControlRun)
     assert built.algorithm.build().terms
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_can_be_dumped_and_each_time_is_the_same(name: str) -> None:
     text = config.dumps(recipes.load(name).recipe())
-    assert json.loads(text)["_type"].endswith(":RunConfig")
+    assert json.loads(text)["_type"].endswith((":RunConfig", ":ControlRun"))
     assert text == config.dumps(recipes.load(name).recipe())
 
 

@@ -95,7 +95,7 @@ def test_the_report_loads_nothing_and_runs_nothing(written) -> None:
     names = {name for name, _ in page.attributes}
     assert names.isdisjoint({"src", "href", "srcset", "xlink:href"}) and not any(n.startswith("on") for n in names)
     assert not re.search(r"https?://|url\(|@import", page.source)
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in page.attributes
 
 
 def test_the_report_has_a_light_and_a_dark_scheme_and_fits_a_phone(written) -> None:

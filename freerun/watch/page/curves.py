@@ -10,6 +10,8 @@ from freerun.watch.records import RunRecords, scalar
 
 CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Reward", "mean over the trajectories trained on", ("reward/mean",)),
+    ("Return while exploring", "of the episodes that ended since the last step", ("env/return",)),
+    ("Episode length", "in environment steps", ("env/length",)),
     ("Entropy", "of the policy at the sampled tokens, in nats", ("entropy",)),
     ("Effective sample size", "of the importance ratios, as a share: 1 is on-policy", ("ess",)),
     ("Ratios", "current over behaviour probability of a token", ("ratio/mean", "ratio/max")),
@@ -19,6 +21,8 @@ CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("mismatch/abs_mean", "mismatch/abs_max", "mismatch/lag0_abs_mean"),
     ),
     ("Tokens per second", "of wall time, all executors side by side", ("throughput/generator", "throughput/trainer")),
+    ("Environment steps per second", "of wall time, all actors", ("throughput/env",)),
+    ("Updates per second", "of wall time", ("throughput/updates",)),
     ("Seconds per step", "from the end of one step to the end of the next", ("time/step",)),
     ("Response length", "tokens per response", ("response/length_mean", "response/length_max")),
     ("Gradient norm", "before clipping", ("grad_norm",)),
@@ -28,19 +32,21 @@ LAG = ("lag/mean", "lag/max")
 LOGARITHMIC = ("mismatch/abs_mean", "grad_norm")
 
 
-def curves(run: RunRecords) -> Html:
+def curves(run: RunRecords, more: Sequence[Html] = ()) -> Html:
+    """Every metric of the run; `more` are charts of its evaluations that others draw."""
     known = sorted({name for s in run.steps for name, value in s.metrics.items() if isinstance(value, float)})
     drawn = {*LAG, *(name for _, _, names in CURVES for name in names)}
     losses = [n for n in known if n.startswith("loss/")]
     cards = [accuracy_card(run.evaluations)] if run.evaluations else []
+    cards += more
     cards += [curve_card(run, *curve) for curve in CURVES if not set(curve[2]).isdisjoint(known)]
     cards += [curve_card(run, f"Loss: {n.removeprefix('loss/')}", "as it enters the gradient", (n,)) for n in losses]
     others = [curve_card(run, n, METRICS[n].meaning if n in METRICS else "", (n,)) for n in known if n not in {*losses, *drawn}]
     if not cards:
         return el("section")
     head = [el("h2", "Curves"), el("p", "Over the trainer's steps.", class_="soft")]
-    more = el("summary", f"All other metrics ({len(others)})")
-    fold = el("details", more, el("div", others, class_="grid"), class_="card fold") if others else None
+    label = el("summary", f"All other metrics ({len(others)})")
+    fold = el("details", label, el("div", others, class_="grid"), class_="card fold") if others else None
     return el("section", head, el("div", cards, class_="grid"), fold)
 
 
@@ -103,7 +109,7 @@ def staleness(run: RunRecords) -> Html:
             for lag, tokens in by_lag.items():
                 counts[lag] = counts.get(lag, 0.0) + tokens
     if not counts:
-        return el("section")
+        return ages(run)
     colours = {lag: i for i, lag in enumerate(sorted(counts))}
     whole = shares(counts)
     largest = max(whole.values())
@@ -118,4 +124,13 @@ def staleness(run: RunRecords) -> Html:
         el("figure", steps, share_columns(xs, columns, colours), class_="card"),
         curve_card(run, "Mean and largest", "in versions", LAG) if any(scalar(run, name)[0] for name in LAG) else None,
     ]
+    return el("section", el("h2", "How stale the data was"), el("p", about, class_="soft"), el("div", cards, class_="grid"))
+
+
+def ages(run: RunRecords) -> Html:
+    """How old replayed transitions were, where lags are too many to count."""
+    if not any(scalar(run, name)[0] for name in LAG):
+        return el("section")
+    about = "Lag of a transition: the trainer's version when it could be drawn, minus the version that acted."
+    cards = [curve_card(run, "Mean and largest", "in versions", LAG)]
     return el("section", el("h2", "How stale the data was"), el("p", about, class_="soft"), el("div", cards, class_="grid"))

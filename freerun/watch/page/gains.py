@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from freerun.metrics import EvalRecord
 from freerun.watch.numbers import duration, gain_interval, headline, percent, quantity, wilson
+from freerun.watch.page.episodes import before_and_after_returns
 from freerun.watch.page.html import Html, el
 from freerun.watch.records import RunRecords, scalar
 
@@ -19,6 +20,8 @@ def hero(run: RunRecords) -> Html:
 def before_and_after(run: RunRecords) -> Html:
     """Held-out accuracy of the largest split, coloured only if the interval of the gain excludes 0; without evaluations the
     reward, which says less and says so."""
+    if run.trials:
+        return before_and_after_returns(run.trials)
     records = headline(run.evaluations)
     if len(records) > 1:
         first, last = records[0], records[-1]
@@ -33,7 +36,7 @@ def before_and_after(run: RunRecords) -> Html:
     if records:
         said = f"of {records[0].count} problems that training never saw, after step {records[0].step}"
         return _card("Held-out accuracy", [percent(records[0].accuracy)], said, whiskers(records))
-    rewards = scalar(run, "reward/mean")[1]
+    rewards = scalar(run, "reward/mean")[1] or scalar(run, "env/return")[1]
     if not rewards:
         return _card("Nothing measured yet", ["–"], "neither an evaluation nor a step is recorded", None)
     few = max(1, len(rewards) // 10)
@@ -80,6 +83,9 @@ def tiles(run: RunRecords) -> list[tuple[str, str]]:
         (quantity(sum(tokens) if tokens else math.nan), "tokens trained on"),
         (quantity(items[-1] if items else math.nan), "items trained on"),
         (quantity(max(lags, default=math.nan)), "largest lag, in versions"),
+        (quantity(max(scalar(run, "env/total")[1], default=math.nan)), "environment steps"),
+        (quantity(mean("throughput/env")), "environment steps/s"),
+        (quantity(mean("throughput/updates")), "updates/s"),
         (quantity(mean("throughput/generator")), "tokens/s generated"),
         (quantity(mean("throughput/trainer")), "tokens/s trained"),
         (quantity(mean("ess")), "effective sample size"),

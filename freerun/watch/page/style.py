@@ -39,6 +39,7 @@ figcaption .about { flex-basis: 100%; color: var(--soft); font-size: 12.5px; lin
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 12.5px; color: var(--soft); }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 5px; vertical-align: -1px; }
 .legend b { color: var(--ink); font-weight: 600; }
+figure img { width: 100%; max-width: 360px; border-radius: 8px; margin: 6px auto 0; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 svg .gridline { stroke: var(--line); } svg .hit { fill: transparent; } svg .hit:hover { fill: var(--hover); }
 svg .lane { fill: var(--rest); opacity: 0.45; } svg .name { fill: var(--ink); font-weight: 600; }

@@ -1,0 +1,134 @@
+"""Gymnasium environments behind the small interface of `environment.py`. Needs the extra `control`."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from freerun.actors.environment import GymConfig, Step
+from freerun.errors import ConfigError
+from freerun.transitions import Spaces
+
+try:
+    import gymnasium
+    from gymnasium import spaces as kinds
+except ImportError as error:
+    raise ConfigError(
+        "environments need a package that is not installed",
+        given=str(error),
+        expected="gymnasium",
+        todo="pip install 'freerun[control]'",
+    ) from error
+
+
+def make(config: GymConfig, *, picture: bool = False) -> "GymEnvironment":
+    """See `GymConfig`. Raises `ConfigError` for an unknown id, missing packages, or spaces that nobody here can use."""
+    options = dict(config.options)
+    if picture:
+        options["render_mode"] = "rgb_array"
+    if config.max_steps:
+        options["max_episode_steps"] = config.max_steps
+    try:
+        for module in config.modules:
+            importlib.import_module(module)
+        env = gymnasium.make(config.id, disable_env_checker=True, **options)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise ConfigError(
+            f"environment '{config.id}' cannot be made",
+            given=f"{type(error).__name__}: {error}",
+            expected="an id that Gymnasium knows, with the packages that it needs",
+            todo="correct env.id, or pip install 'freerun[control]'",
+        ) from error
+    _change_physics(env.unwrapped, config.physics)
+    return GymEnvironment(env, config)
+
+
+class GymEnvironment:
+    """See `environment.Environment`."""
+
+    def __init__(self, env: "gymnasium.Env", config: GymConfig) -> None:
+        self._env, self._see = env, config.see
+        shape, pixels = _seen(env.observation_space, config)
+        action = env.action_space
+        self._discrete = isinstance(action, kinds.Discrete)
+        if isinstance(action, kinds.Discrete):
+            self._first, num = int(action.start), int(action.n)
+        elif isinstance(action, kinds.Box) and len(action.shape) == 1 and np.isfinite([action.low, action.high]).all():
+            self._low, self._span, num = action.low, (action.high - action.low) / 2.0, action.shape[0]
+        else:
+            raise _unusable(config, f"actions {action}", "Discrete, or a bounded Box with one dimension")
+        self.spaces = Spaces(obs=shape, actions=num, discrete=self._discrete, pixels=pixels)
+
+    def reset(self, seed: int) -> np.ndarray:
+        obs, _ = self._env.reset(seed=seed)
+        return self._array(obs)
+
+    def step(self, action: np.ndarray) -> Step:
+        if self._discrete:
+            played: Any = int(action) + self._first
+        else:
+            played = self._low + (np.clip(action, -1.0, 1.0) + 1.0) * self._span
+        obs, reward, terminated, truncated, _ = self._env.step(played)
+        # An environment that says both has ended for the task's reasons.
+        return Step(self._array(obs), float(reward), bool(terminated), bool(truncated) and not terminated)
+
+    def picture(self) -> np.ndarray | None:
+        frame = self._env.render()
+        return frame if isinstance(frame, np.ndarray) else None
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _array(self, obs: Any) -> np.ndarray:
+        if self._see == "image":
+            return np.ascontiguousarray(np.moveaxis(obs["image"] if isinstance(obs, Mapping) else obs, -1, 0))
+        if self._see == "flat" and not isinstance(obs, np.ndarray):
+            return np.asarray(kinds.flatten(self._env.observation_space, obs), dtype=np.float32)
+        return np.asarray(obs, dtype=np.float32).reshape(-1) if self._see == "flat" else np.asarray(obs)
+
+
+def _seen(space: "kinds.Space", config: GymConfig) -> tuple[tuple[int, ...], bool]:
+    """The shape of what networks see, and whether it is bytes."""
+    if config.see == "image":
+        image = space["image"] if isinstance(space, kinds.Dict) else space
+        if not isinstance(image, kinds.Box) or len(image.shape) != 3:
+            raise _unusable(config, f"observations {space}", "an image, or a part called 'image'")
+        return (image.shape[2], *image.shape[:2]), image.dtype == np.uint8 and float(np.max(image.high)) > 100
+    if config.see == "whole":
+        if not isinstance(space, kinds.Box):
+            raise _unusable(config, f"observations {space}", "a Box")
+        return space.shape, space.dtype == np.uint8
+    if not space.is_np_flattenable:
+        raise _unusable(config, f"observations {space}", "what can be flattened into a vector")
+    return (kinds.flatdim(space),), False
+
+
+def _change_physics(env: Any, physics: Mapping[str, float]) -> None:
+    """Set attributes of an environment, or scale those of a MuJoCo model."""
+    model = vars(env).get("model")
+    for name, value in physics.items():
+        if model is not None and name == "gravity":
+            model.opt.gravity[:] *= value
+        elif model is not None and name == "density":
+            model.opt.density *= value
+        elif model is not None and name == "friction":
+            model.geom_friction[:] *= value
+        elif name in vars(env):
+            vars(env)[name] = value
+        else:
+            raise ConfigError(
+                f"the environment has no attribute '{name}' to change",
+                given=f"physics {dict(physics)}",
+                expected="an attribute of it; for MuJoCo gravity, friction or density",
+                todo="correct env.physics",
+            )
+
+
+def _unusable(config: GymConfig, given: str, expected: str) -> ConfigError:
+    return ConfigError(
+        f"environment '{config.id}' is of a kind that is not supported",
+        given=given,
+        expected=expected,
+        todo="wrap it, or set env.see",
+    )

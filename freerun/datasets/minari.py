@@ -1,0 +1,164 @@
+"""Minari data sets, in and out: local folders, and by their id from the local database or the hub. Needs the extra `control`.
+
+Shapes: T steps of an episode, whose observations are T + 1.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from freerun.datasets.base import Episodes
+from freerun.errors import ConfigError, DataError
+
+try:
+    import gymnasium
+    import minari
+    from gymnasium import spaces as kinds
+    from minari.data_collector.episode_buffer import EpisodeBuffer
+except ImportError as error:
+    raise ConfigError(
+        "Minari data sets need a package that is not installed",
+        given=str(error),
+        expected="minari",
+        todo="pip install 'freerun[control]'",
+    ) from error
+
+
+def read(source: str, *, download: bool = False, see: tuple[str, ...] = ()) -> Episodes:
+    """The episodes of a folder, or of an id such as `D4RL/hopper/medium-v2`; with `download`, from the hub if it is not here.
+    Observations of several parts become one vector, of the parts in `see` if any are named.
+
+    Raises `DataError` for a data set that is not there, or naming the episode and field that does not fit.
+    """
+    folder = Path(source) / "data" if (Path(source) / "data").is_dir() else Path(source)
+    try:
+        data = minari.MinariDataset(folder) if folder.is_dir() else minari.load_dataset(source, download=download)
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise DataError(
+            f"data set '{source}' is not here",
+            given=f"{type(error).__name__}: {error}",
+            expected="a folder that Minari wrote, or an id of its database",
+            todo="check the path, or allow the download",
+        ) from error
+    space, action_space = data.spec.observation_space, data.spec.action_space
+    columns: dict[str, list[Any]] = {}
+    for number, episode in enumerate(data.iterate_episodes()):
+        seen = _seen(episode.observations, space, see)
+        acted = _acted(episode.actions, action_space, source)
+        num = len(episode.rewards)
+        sizes = {"observations": len(seen) - 1, "actions": len(acted), "terminations": len(episode.terminations)}
+        for field_name, size in {**sizes, "truncations": len(episode.truncations)}.items():
+            if size != num:
+                raise DataError(
+                    f"data set '{source}', episode {number}, field '{field_name}' is misaligned",
+                    given=f"{size} steps",
+                    expected=f"{num} steps, as many as rewards" + (", and one more" if field_name == "observations" else ""),
+                    todo="mend the data set",
+                )
+        terminated = np.asarray(episode.terminations, bool)
+        truncated = np.asarray(episode.truncations, bool) & ~terminated
+        if not (terminated[-1] or truncated[-1]):
+            truncated[-1] = True  # the recording ended before the episode did
+        for name, array in {
+            "obs": seen[:-1],
+            "next_obs": seen[1:],
+            "action": acted,
+            "reward": np.asarray(episode.rewards, np.float32),
+            "terminated": terminated,
+            "truncated": truncated,
+            "episode": np.full(num, number),
+            "step": np.arange(num, dtype=np.int32),
+        }.items():
+            columns.setdefault(name, []).append(array)
+    flat = {name: torch.from_numpy(np.concatenate(arrays)) for name, arrays in columns.items()}
+    return Episodes(name=str(data.spec.dataset_id), columns=flat, about=_about(data))
+
+
+def _about(data: Any) -> dict[str, Any]:
+    metadata = data.storage.metadata
+    about = {"env": data.spec.env_spec.id} if data.spec.env_spec is not None else {}
+    if metadata.get("ref_min_score") is not None and metadata.get("ref_max_score") is not None:
+        about["scores"] = [float(metadata["ref_min_score"]), float(metadata["ref_max_score"])]
+    return about
+
+
+def _seen(observations: Any, space: "kinds.Space", see: tuple[str, ...]) -> np.ndarray:
+    """Observations as vectors [T + 1, ...], or as they are where they have more dimensions."""
+    if isinstance(observations, Mapping):
+        names = see or sorted(observations)
+        parts = [np.asarray(observations[name], np.float32) for name in names]
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], 1)
+    array = np.asarray(observations)
+    if isinstance(space, kinds.Discrete):
+        return np.eye(int(space.n), dtype=np.float32)[array - int(space.start)]
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+
+def _acted(actions: Any, space: "kinds.Space", source: str) -> np.ndarray:
+    """Actions in [-1, 1], or indices from 0."""
+    if isinstance(space, kinds.Discrete):
+        return np.asarray(actions, np.int64) - int(space.start)
+    if isinstance(space, kinds.Box) and np.isfinite([space.low, space.high]).all():
+        scaled = (np.asarray(actions, np.float64) - space.low) / (space.high - space.low) * 2.0 - 1.0
+        return scaled.astype(np.float32)
+    raise DataError(
+        f"data set '{source}' has actions of another kind",
+        given=space,
+        expected="Discrete or a bounded Box",
+        todo="convert them first",
+    )
+
+
+def write(folder: Path, dataset_id: str, episodes: Episodes, *, env: str, about: str = "") -> Path:
+    """Write `episodes`, of the Gymnasium environment `env`, as the Minari data set `dataset_id` below `folder`; returns where
+    it is. Actions are scaled to the environment's bounds."""
+    world = gymnasium.make(env)
+    space, buffers = world.action_space, []
+    obs, next_obs, action = (episodes.split(name) for name in ("obs", "next_obs", "action"))
+    terminated, truncated = episodes.split("terminated"), episodes.split("truncated")
+    for i, reward in enumerate(episodes.split("reward")):
+        played = action[i].numpy()
+        if isinstance(space, kinds.Box):
+            played = (space.low + (played.clip(-1.0, 1.0) + 1.0) * (space.high - space.low) / 2.0).astype(space.dtype)
+        else:
+            played = played + int(space.start)
+        buffers.append(
+            EpisodeBuffer(
+                id=i,
+                observations=np.concatenate([obs[i].numpy(), next_obs[i][-1:].numpy()]),
+                actions=played,
+                rewards=reward.tolist(),
+                terminations=terminated[i].tolist(),
+                truncations=truncated[i].tolist(),
+                infos={},
+            )
+        )
+    scores = episodes.scores
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            minari.create_dataset_from_buffers(
+                dataset_id,
+                buffers,
+                env=world,
+                observation_space=world.observation_space,
+                action_space=space,
+                ref_min_score=scores[0] if scores else None,
+                ref_max_score=scores[1] if scores else None,
+                description=about or f"{episodes.name}, written by Freerun",
+                data_format="hdf5",
+            )
+    finally:
+        world.close()
+        if before is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = before
+    return folder / dataset_id

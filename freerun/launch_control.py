@@ -1,0 +1,132 @@
+"""From the resolved config of a control run to its end: place the executors, wire them, run the program, end everything."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from freerun.actors.collector import Collector
+from freerun.checkpoint import Checkpoints
+from freerun.datasets.grades import Grade
+from freerun.env_controller import EnvController
+from freerun.metrics import Sink
+from freerun.placement.base import ExecutorSpec
+from freerun.recipes.control_base import ControlRun
+from freerun.rundir import PICTURES
+from freerun.staging import Cores, Outcome, Signals, open_placement, placement_kind, transports
+from freerun.store.admission import Admission
+from freerun.tasks.grades import make, missing
+from freerun.trainer.control import ControlTrainer
+from freerun.trainer.control_config import ControlTrainerConfig, DatasetConfig, ReplayConfig
+from freerun.transitions import Spaces
+from freerun.weights import shared
+
+
+async def launch_control(
+    config: ControlRun,
+    run_dir: Path,
+    sinks: Sink,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    evaluate_only: int = 0,
+    checkpoint_at_end: bool = True,
+    began: float = 0.0,
+) -> Outcome:
+    """Run `config` to its end, writing checkpoints and pictures below `run_dir`.
+
+    With `checkpoint`, go on from it; with `evaluate_only` as well, play that many episodes with it and return. A `resume`
+    without a checkpoint begins again. Everything started here has ended when this returns or raises.
+    """
+    for name in missing([s.data for s in config.sources if isinstance(s, DatasetConfig) and isinstance(s.data, Grade)]):
+        make(name)
+    env = config.env.build()
+    spaces = env.spaces
+    env.close()
+    algorithm = config.algorithm.build()
+    algorithm.check(spaces)
+    kind = placement_kind(config.placement.kind)
+    placement = await open_placement(config.placement, kind, run_dir)
+    checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)
+    saves = checkpoint_at_end and not evaluate_only
+    try:
+        handles = await placement.spawn(executors(config, spaces, kind, run_dir))
+        scores = config.scores or _scores(config)
+        capacity = [source.capacity for source in config.sources if isinstance(source, ReplayConfig)]
+        program = EnvController(
+            config.control,
+            placement=placement,
+            actors=[handles[name] for name in sorted(handles) if name.startswith("actor")],
+            judge=handles["judge"],
+            trainer=handles["trainer"],
+            envs=config.actor.envs,
+            capacity=capacity[0] if capacity else 1,
+            rollouts=algorithm.consumes == "rollout",
+            sink=sinks,
+            seed=config.seed,
+            scores=scores,
+            pictures=run_dir / PICTURES if config.actor.picture_frames else None,
+            save=checkpoints.save if saves else None,
+            directory=run_dir,
+            began=began,
+        )
+        with Signals(program):
+            if checkpoint is not None:
+                path, doing = str(checkpoint / "trainer"), f"loading {checkpoint.name}"
+                await program.tracker.call(handles["trainer"], "load", path, what="checkpoint", doing=doing)
+                if not evaluate_only:
+                    await program.restore(checkpoint)
+            await (program.evaluate(evaluate_only) if evaluate_only else program.run())
+        return Outcome(not program.stopping, program.step, program.total_steps, tuple(program.trials))
+    finally:
+        await placement.stop()
+        # What a killed trainer, of this run or of an earlier one, left in shared memory; the living keep theirs locked.
+        shared.sweep()
+
+
+def executors(config: ControlRun, spaces: Spaces, kind: str, run_dir: Path) -> Sequence[ExecutorSpec]:
+    """What to spawn: the actors, the one that judges, and the trainer, on disjoint cores."""
+    cores = Cores(config.actors + 1, pin=config.placement.pin and kind != "inline")
+    threads = config.placement.threads or (cores.share if kind == "monarch" else len(os.sched_getaffinity(0)))
+    publisher, subscriber = transports(config.weights, kind, "float32")
+    normalise = config.trainer.observations != "raw"
+    collecting = sum(phase.env_steps for phase in config.control.phases) > 0
+    actors = [
+        ExecutorSpec(
+            name=f"actor-{i}" if config.actors > 1 else "actor",
+            factory=Collector,
+            args=(config.env, config.actor, config.algorithm, subscriber),
+            kwargs={"index": i, "seed": config.seed, "normalise": normalise},
+            cores=cores.of(i + 1),
+        )
+        for i in range(config.actors if collecting else 0)
+    ]
+    judge = ExecutorSpec(
+        name="judge",
+        factory=Collector,
+        args=(config.judge_env or config.env, replace(config.actor, delay_median=0.0), config.algorithm, subscriber),
+        kwargs={"index": config.actors, "seed": config.seed, "normalise": normalise},
+        cores=cores.of(config.actors),
+    )
+    phases, sources = config.control.phases, config.sources
+    trainer = ExecutorSpec(
+        name="trainer",
+        factory=ControlTrainer,
+        args=(config.algorithm, spaces, trainer_config(config), phases, sources, publisher, run_dir),
+        cores=cores.of(0),
+        threads=threads,
+    )
+    return [*actors, judge, trainer]
+
+
+def trainer_config(config: ControlRun) -> ControlTrainerConfig:
+    """The trainer's section with what the rest of the run decides: the bounds on lag and age, the seed."""
+    control = config.control
+    bound = Admission(batch=control.chunks, max_lag=control.max_lag, window=control.window).lag_bound
+    return replace(config.trainer, max_lag=bound, max_age=control.max_age, seed=config.seed)
+
+
+def _scores(config: ControlRun) -> tuple[float, float] | None:
+    """The reference returns that the first self-made data set knows."""
+    data = [s.data for s in config.sources if isinstance(s, DatasetConfig) and isinstance(s.data, Grade)]
+    return data[0].build().scores if data else None

@@ -1,0 +1,22 @@
+"""Behaviour cloning of the better half of recorded pendulum episodes: what imitation alone gives, in under a minute.
+
+The data set is made by our own SAC when it is first needed, and kept.
+"""
+
+from freerun.actors.environment import GymConfig
+from freerun.algorithms.control import bc
+from freerun.datasets.grades import Grade
+from freerun.env_schedule import EnvSchedule
+from freerun.recipes.control_base import ControlRun
+from freerun.store.phases import Phase
+from freerun.trainer.control_config import ControlTrainerConfig, DatasetConfig
+
+
+def recipe() -> ControlRun:
+    return ControlRun(
+        env=GymConfig(id="Pendulum-v1"),
+        algorithm=bc.Config(hidden=(64, 64), lr=1e-3),
+        control=EnvSchedule(phases=(Phase(name="offline", updates=5_000),)),
+        sources=(DatasetConfig(data=Grade(env="pendulum", grade="medium-expert"), best_share=0.5),),
+        trainer=ControlTrainerConfig(batch=128, observations="data"),
+    )

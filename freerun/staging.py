@@ -1,0 +1,129 @@
+"""What the launchers of language and of control share: where executors run, how weights travel, how a run is interrupted."""
+
+import asyncio
+import importlib
+import importlib.util
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from freerun import config as configs
+from freerun.errors import CheckpointError, ConfigError
+from freerun.metrics import Evaluation
+from freerun.placement.base import Placement
+from freerun.placement.inline import InlinePlacement
+from freerun.program import Program
+from freerun.recipes.base import PlacementConfig, WeightsConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: `finished` is False when it was interrupted. `step` and `total_steps` say how far it came."""
+
+    finished: bool
+    step: int
+    total_steps: int
+    evaluations: tuple[Evaluation, ...]
+
+
+def placement_kind(asked: str) -> str:
+    """`auto` resolved. Raises `ConfigError` if Monarch was asked for and is not installed."""
+    installed = importlib.util.find_spec("monarch") is not None
+    if asked == "monarch" and not installed:
+        raise ConfigError(
+            "placement 'monarch' needs the package torchmonarch",
+            given="not installed",
+            expected="torchmonarch",
+            todo="pip install 'freerun[monarch]', or --placement.kind inline",
+        )
+    return ("monarch" if installed else "inline") if asked == "auto" else asked
+
+
+async def open_placement(config: PlacementConfig, kind: str, run_dir: Path) -> Placement:
+    """The placement that `kind` names, which `placement_kind` gave."""
+    record = run_dir / "interleaving.jsonl" if config.record else None
+    if kind == "inline":
+        replay = Path(config.replay) if config.replay else None
+        return InlinePlacement(schedule=config.schedule, record=record, replay=replay)
+    from freerun.placement.monarch import MonarchPlacement
+
+    return MonarchPlacement(record=record)
+
+
+def transports(config: WeightsConfig, kind: str, kept: str) -> tuple[Any, Any]:
+    """Factories of the publisher and of the subscribers for the configured transport; `kept` is the type that readers keep."""
+    asked = config.transport
+    name = ("inprocess" if kind == "inline" else "shared") if asked == "auto" else asked
+    if name == "inprocess" and kind != "inline":
+        raise ConfigError(
+            "weights.transport 'inprocess' cannot cross processes",
+            given=f"placement {kind}",
+            expected="shared or monarch",
+            todo="--weights.transport auto",
+        )
+    if name == "monarch" and kind != "monarch":
+        raise ConfigError(
+            "weights.transport 'monarch' needs executors under Monarch",
+            given=f"placement {kind}",
+            expected="placement monarch",
+            todo="--placement.kind monarch, or --weights.transport auto",
+        )
+    module = importlib.import_module(f"freerun.weights.{name}")
+    dtype = kept if config.dtype == "auto" else config.dtype
+    return module.publisher(dtype=dtype, checksum=config.verify), module.subscriber()
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Disjoint shares of the allowed cores for `num` executors; no pinning where all are in one process."""
+
+    num: int
+    pin: bool
+
+    @property
+    def share(self) -> int:
+        return max(1, len(os.sched_getaffinity(0)) // self.num)
+
+    def of(self, index: int) -> tuple[int, ...]:
+        """The cores of one executor; all of them if there are too few."""
+        if not self.pin:
+            return ()
+        cores = sorted(os.sched_getaffinity(0))
+        return tuple(cores[index * self.share : (index + 1) * self.share] or cores)
+
+
+class Signals:
+    """SIGINT and SIGTERM ask a program to stop after the call in hand; a second one cancels at once."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._task = asyncio.current_task()
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
+
+    def _stop(self) -> None:
+        if self._program.stopping and self._task is not None:
+            self._task.cancel()
+        self._program.request_stop()
+
+    def __exit__(self, *exc: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def refuse_other_config(stored: dict[str, Any], config: Any) -> None:
+    """Raises `CheckpointError` naming every key at which a run directory's config differs from `config`."""
+    changed = configs.differences(stored, configs.dump(config))
+    if changed:
+        raise CheckpointError(
+            "this directory was made by another config",
+            given="; ".join(changed[:6]),
+            expected="the same config",
+            todo="resume without overrides, or start a new run",
+        )

@@ -1,0 +1,199 @@
+"""The generic update of control: executes an algorithm's terms on its networks and knows none of them.
+
+In the order of the terms: the loss on the term's rows, its gradient with respect to the networks that it trains and no others,
+one optimiser step of these; then the targets. Parameters that a term does not train cost no gradient.
+
+Shapes: B rows of a batch.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim.adamw import adamw
+
+from freerun.algorithms.control_base import ControlAlgorithm, State, Target, Term
+from freerun.models import control as models
+from freerun.store.phases import Phase
+from freerun.trainer.control_config import ControlTrainerConfig
+from freerun.trainer.sources import Batches
+from freerun.transitions import Spaces
+from freerun.types import Mean, Metric
+
+
+class NotFinite(ArithmeticError):
+    """A loss or a gradient norm is not a finite number. Arguments: which of the two, and the value."""
+
+
+class Moments:
+    """The optimiser's memory of one network, and the network's parameters in the same order."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.names = [name for name, _ in network.named_parameters()]
+        self.parameters = list(network.parameters())
+        self.first: list[Tensor] = []
+        self.second: list[Tensor] = []
+        self.steps: list[Tensor] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.first = [torch.zeros_like(p) for p in self.parameters]
+        self.second = [torch.zeros_like(p) for p in self.parameters]
+        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{name}/{kind}": tensor
+            for kind, tensors in (("first", self.first), ("second", self.second), ("step", self.steps))
+            for name, tensor in zip(self.names, tensors, strict=True)
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for kind, tensors in (("first", self.first), ("second", self.second), ("step", self.steps)):
+            for name, tensor in zip(self.names, tensors, strict=True):
+                tensor.copy_(state[f"{name}/{kind}"])
+
+
+class Updater:
+    """The networks, their targets and their optimisers. `num_updates` counts updates over the whole run."""
+
+    def __init__(self, algorithm: ControlAlgorithm, spaces: Spaces, config: ControlTrainerConfig) -> None:
+        algorithm.check(spaces)
+        self._algorithm, self._config = algorithm, config
+        normalise = config.observations != "raw"
+        built = models.build(algorithm.networks, spaces, seed=config.seed, normalise=normalise)
+        self.trained = {name: network.to(config.device) for name, network in built.items()}
+        self.targets = {t.target: copy.deepcopy(self.trained[t.online]).requires_grad_(False) for t in algorithm.targets}
+        self.networks: dict[str, nn.Module] = {**self.trained, **self.targets}
+        self.moments = {name: Moments(network) for name, network in self.trained.items()}
+        self.num_updates = 0
+        self._pairs: list[tuple[Target, list[Tensor], list[Tensor]]] = [
+            (
+                t,
+                [p.detach() for p in self.trained[t.online].parameters()],
+                [p.detach() for p in self.targets[t.target].parameters()],
+            )
+            for t in algorithm.targets
+        ]
+
+    def due(self, phase: Phase) -> list[Term]:
+        """Terms whose turn it is in the next update: the last of every so many."""
+        return [
+            term
+            for term in self._algorithm.terms
+            if (self.num_updates + 1) % term.every == 0 and term.name not in phase.off and set(term.trains) - set(phase.frozen)
+        ]
+
+    def update(
+        self, batches: Batches, state: State, generator: Generator, phase: Phase, *, lr_share: float, report: bool
+    ) -> tuple[dict[str, Metric], Tensor | None]:
+        """One update. With `report`, everything measured; else nothing. Also how far off the rows were, if a term knows.
+        Raises `NotFinite`, where it looks."""
+        metrics: dict[str, Metric] = {}
+        surprise: Tensor | None = None
+        for term in self.due(phase):
+            reader = f"term '{term.name}' of algorithm '{self._algorithm.name}'"
+            batch = batches.of(term.source).read_by(reader)
+            out = term.loss(self.networks, batch, state, generator)
+            loss_B = out.loss * batch["weight"] if "weight" in batch else out.loss
+            trains = [name for name in term.trains if name not in phase.frozen]
+            loss = loss_B.mean()
+            norm = self._step(loss, term, trains, lr_share, look=report)
+            surprise = out.surprise.detach() if out.surprise is not None else surprise
+            if report:
+                metrics |= _measured(term, loss, out.watch, norm)
+        self.num_updates += 1
+        self._move_targets()
+        return metrics, surprise
+
+    def _step(self, loss: Tensor, term: Term, trains: Iterable[str], lr_share: float, *, look: bool) -> float:
+        """One optimiser step of the networks in `trains`; the norm of its gradient, if somebody looks."""
+        moments = [self.moments[name] for name in trains]
+        parameters = [p for m in moments for p in m.parameters]
+        grads = list(torch.autograd.grad(loss, parameters))
+        norm = math.nan
+        if look or self._config.clip_norm:
+            norm = float(torch.nn.utils.get_total_norm(grads))
+            if not math.isfinite(norm):
+                raise NotFinite(f"gradient norm of term '{term.name}'", norm)
+        if self._config.clip_norm and norm > self._config.clip_norm:
+            torch._foreach_mul_(grads, self._config.clip_norm / (norm + 1e-6))
+        same = not isinstance(term.lr, Mapping)
+        parts = [moments] if same else [[m] for m in moments]
+        start = 0
+        for part, name in zip(parts, trains, strict=False):
+            count = sum(len(m.parameters) for m in part)
+            lr = term.lr[name] if isinstance(term.lr, Mapping) else term.lr
+            self._adam(part, grads[start : start + count], lr * lr_share)
+            start += count
+        return norm
+
+    @torch.no_grad()
+    def _adam(self, moments: list[Moments], grads: list[Tensor], lr: float) -> None:
+        config = self._config
+        adamw(
+            [p for m in moments for p in m.parameters],
+            grads,
+            [t for m in moments for t in m.first],
+            [t for m in moments for t in m.second],
+            [],
+            [t for m in moments for t in m.steps],
+            fused=True,
+            amsgrad=False,
+            beta1=config.betas[0],
+            beta2=config.betas[1],
+            lr=lr,
+            weight_decay=config.weight_decay,
+            eps=config.eps,
+            maximize=False,
+        )
+
+    @torch.no_grad()
+    def _move_targets(self) -> None:
+        for target, online, following in self._pairs:
+            if self.num_updates % target.every:
+                continue
+            if target.rate == 1.0:
+                torch._foreach_copy_(following, online)
+            else:
+                torch._foreach_lerp_(following, online, target.rate)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Networks see observations as `(obs - mean) / std` from now on."""
+        models.set_statistics(self.networks, mean.to(self._config.device), std.to(self._config.device))
+
+    def published(self) -> dict[str, Tensor]:
+        """The weights that actors need, as `<network>.<name>`."""
+        return {
+            f"{name}.{key}": tensor
+            for name in self._algorithm.acts_with
+            for key, tensor in self.networks[name].state_dict().items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "num_updates": self.num_updates,
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "optimizers": {name: moments.state() for name, moments in self.moments.items()},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Undo `state`. Raises `KeyError` or `RuntimeError` if the networks are others."""
+        self.num_updates = state["num_updates"]
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+        for name, moments in self.moments.items():
+            moments.load(state["optimizers"][name])
+
+
+def _measured(term: Term, loss: Tensor, watch: Mapping[str, Tensor], norm: float) -> dict[str, Metric]:
+    """What a term reports: one transfer for all numbers. A name without a slash is the algorithm's own."""
+    numbers = torch.stack([loss.detach(), *(value.detach().float().mean() for value in watch.values())]).tolist()
+    if not math.isfinite(numbers[0]):
+        raise NotFinite(f"loss of term '{term.name}'", numbers[0])
+    names = [f"loss/{term.name}", *(name if "/" in name or name == "entropy" else f"algorithm/{name}" for name in watch)]
+    return {**{n: Mean(v, 1) for n, v in zip(names, numbers, strict=True)}, f"grad_norm/{term.name}": Mean(norm, 1)}
