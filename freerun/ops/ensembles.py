@@ -18,10 +18,10 @@ def least_of_some(value_MB: Tensor, num: int, generator: Generator) -> Tensor:
 
 def likeness(slope_MBA: Tensor) -> Tensor:
     """Of the slopes `dQ_i/da`, the sum over ordered pairs of different members of their cosine, over `M - 1`: [B], from `M` for
-    slopes that all point the same way down to `-M / (M - 1)` (EDAC, arXiv 2110.01548). Raises `ZeroDivisionError` for one
-    member."""
+    slopes that all point the same way down to `-M / (M - 1)` (EDAC, arXiv 2110.01548). It takes two members."""
     num = len(slope_MBA)
     unit_MBA = slope_MBA / (slope_MBA.norm(dim=-1, keepdim=True) + 1e-10)
     # The sum over all pairs is the square of the sum; a member with itself has the square of its own length.
     pairs_B = unit_MBA.sum(0).square().sum(-1) - unit_MBA.square().sum((0, -1))
-    return pairs_B * (1.0 / (num - 1))
+    mean_B: Tensor = pairs_B / (num - 1)
+    return mean_B

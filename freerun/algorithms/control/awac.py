@@ -75,7 +75,8 @@ class Config:
 def value_of(networks: Networks, critic: str, obs_B: Tensor, generator: Generator) -> Tensor:
     """The least value of an action that the policy draws."""
     action_BA, _ = networks["actor"](obs_B).sample(generator)
-    return networks[critic](obs_B, action_BA.clamp(-1.0, 1.0)).amin(0)
+    value_B: Tensor = networks[critic](obs_B, action_BA.clamp(-1.0, 1.0)).amin(0)
+    return value_B
 
 
 def critic_loss(networks: Networks, batch: Batch, state: State, generator: Generator) -> Loss:

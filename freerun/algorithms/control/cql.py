@@ -2,7 +2,8 @@
 
 Paper       Conservative Q-Learning for Offline Reinforcement Learning (arXiv 2006.04779), the form CQL(H).
 Estimator   the pathwise gradient of critics that are bounds from below, through actions of a squashed Gaussian.
-Equation    critic: sum_i (Q_i(s, a) - y)^2 + weight (log sum_a' exp Q_i(s, a') - Q_i(s, a)),   y = r + discount min_i Q'_i(s', a'')
+Equation    critic: sum_i (Q_i(s, a) - y)^2 + weight (log sum_a' exp Q_i(s, a') - Q_i(s, a))
+            y = r + discount min_i Q'_i(s', a''),   a'' ~ pi(s')
             actor:  alpha log pi(a|s) - min_i Q_i(s, a),   a ~ pi with gradient
             alpha:  -log alpha (log pi(a|s) - |A|)
 Assumption  the data covers what a good policy does; where it does not, values are low whatever is true.
@@ -60,7 +61,7 @@ class Config:
         body = Body(hidden=self.hidden)
         networks: dict[str, Network] = {"actor": Policy(body=body), "critic": Ensemble(members=2, body=body)}
         networks |= {"temperature": Scalar(value=0.0)}
-        held = ("critic",)
+        held: tuple[str, ...] = ("critic",)
         if self.wanted_gap is not None:
             networks, held = networks | {"multiplier": Scalar(value=0.0)}, ("critic", "multiplier")
         return ControlAlgorithm(
@@ -83,6 +84,7 @@ class Config:
 def next_value(networks: Networks, batch: Batch, generator: Generator, config: Config) -> Tensor:
     """What the next state is worth, [B]."""
     obs_B, policy = batch["next_obs"], networks["actor"](batch["next_obs"])
+    value_B: Tensor
     if config.max_target:
         action_KBA, logp_KB = distributions.repeated(policy, config.num_actions).sample(generator)
         value_KB = networks["critic_target"](obs_B.expand(len(action_KBA), *obs_B.shape), action_KBA).amin(0)
@@ -91,7 +93,8 @@ def next_value(networks: Networks, batch: Batch, generator: Generator, config: C
     else:
         action_BA, logp_B = policy.sample(generator)
         value_B = networks["critic_target"](obs_B, action_BA).amin(0)
-    return value_B - networks["temperature"]().exp() * logp_B if config.entropy_target else value_B
+    price: Tensor | float = networks["temperature"]().exp() if config.entropy_target else 0.0
+    return value_B - price * logp_B
 
 
 def critic_loss(networks: Networks, batch: Batch, state: State, generator: Generator, *, config: Config) -> Loss:
