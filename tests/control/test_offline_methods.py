@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from freerun.algorithms.control import awac, bc, cql, sac
+from freerun.algorithms.control import awac, bc, calql, cql, sac
 from freerun.errors import ConfigError
 from freerun.ops.distributions import SquashedGaussian
 from freerun.transitions import Spaces
@@ -110,6 +110,55 @@ def test_cql_may_value_the_next_state_by_the_best_of_several_actions():
     }
     best = cql.next_value(networks, batch(), torch.Generator().manual_seed(0), cql.Config(max_target=True, num_actions=200))
     assert best.item() > 0.95
+
+
+@pytest.mark.parametrize("method", [cql, calql])
+def test_a_phase_without_conservatism_is_sac_and_looks_at_no_gap(method, toys):
+    left = toys(method.Config(hidden=(32,), wanted_gap=1.0), CONTINUOUS)
+    right = toys(sac.Config(alpha=0.0, hidden=(32,)), CONTINUOUS)
+    left.state = {"conservatism": 0.0}
+    assert "gap" not in left.losses(left.batch)["critic"][1].watch
+    assert torch.allclose(
+        left.gradients(left.batch)["critic"][:-1], right.gradients(right.batch)["critic"], rtol=1e-4, atol=1e-5
+    )
+    assert left.gradients(left.batch)["critic"][-1] == 0.0
+
+
+# Cal-QL
+
+
+def test_calql_where_no_return_is_known_is_cql(toys):
+    left, right = (
+        toys(calql.Config(weight=10.0, least=None, hidden=(32,)), CONTINUOUS),
+        toys(cql.Config(hidden=(32,)), CONTINUOUS),
+    )
+    rows = left.batch.with_columns(mc_return=torch.full((24,), math.nan))
+    assert torch.allclose(left.gradients(rows)["critic"], right.gradients(rows)["critic"], rtol=1e-5)
+
+
+def test_calql_leaves_values_alone_that_are_below_what_the_data_earned():
+    """Policies propose what is worth 2; the data's episode earned 7. Uniform actions are pushed down as ever."""
+
+    def critic(obs, action):
+        return torch.where(action[..., 0] == 0.5, 1.0, 2.0)[None]
+
+    networks = {
+        "actor": lambda obs: SquashedGaussian(obs, obs),
+        "critic_target": lambda obs, action: torch.full((2, 1), 4.0),
+        "critic": critic,
+        "temperature": Number(0.0),
+    }
+    _, watched = values_of(calql, networks, batch(mc_return=tensor(7.0)), num_actions=4000)
+    # A third of the estimate is of exp(2), two thirds are of exp(7), over a range of length 2.
+    assert watched["gap"] == pytest.approx(math.log(2 * (math.exp(2.0) + 2 * math.exp(7.0)) / 3) - 1.0, abs=0.05)
+    _, low = values_of(calql, networks, batch(mc_return=tensor(-7.0)), num_actions=4000)
+    assert low["gap"] == pytest.approx(2.0 + math.log(2.0) - 1.0, abs=0.05)
+
+
+def test_calql_does_not_push_a_gap_that_is_low_enough(toys):
+    toy = toys(calql.Config(least=1e6, weight=5.0, hidden=(32,)), CONTINUOUS)
+    free = toys(calql.Config(weight=0.0, hidden=(32,)), CONTINUOUS)
+    assert torch.equal(toy.gradients(toy.batch)["critic"], free.gradients(free.batch)["critic"])
 
 
 # Configs
