@@ -53,7 +53,8 @@ class Deterministic:
 class Ensemble:
     """Independent copies of one network, computed together: critics, values, discriminators, dynamics.
 
-    Called with its inputs in order, it gives [members, B, outputs], and [members, B] where `outputs` is 1.
+    Called with its inputs in order, it gives [members, B, outputs], and [members, B] where `outputs` is 1. Its method `apart`
+    takes inputs [members, B, ...], of its own for each member.
     """
 
     reads: tuple[Literal["obs", "action", "next_obs"], ...] = ("obs", "action")

@@ -253,6 +253,13 @@ class EnsembleNetwork(nn.Module):
             out_MBO = self.layers(x_BI.reshape(-1, x_BI.shape[-1])).unflatten(1, lead)
         return out_MBO.squeeze(-1) if self._single else out_MBO
 
+    def apart(self, *inputs: Tensor) -> Tensor:
+        """Each member at inputs of its own: [members, B, ...] in, [members, B] or [members, B, outputs] out."""
+        parts = [self._read(name, value) for name, value in zip(self._network.reads, inputs, strict=False)]
+        x_MBI = torch.cat([*parts, *inputs[len(self._network.reads) :]], -1)
+        out_MBO = self.layers(x_MBI)
+        return out_MBO.squeeze(-1) if self._single else out_MBO
+
     def _read(self, name: str, value_B: Tensor) -> Tensor:
         if name != "action":
             return self.observer(value_B)

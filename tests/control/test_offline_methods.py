@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from freerun.algorithms.control import awac, bc, calql, cql, sac
+from freerun.algorithms.control import awac, bc, calql, cql, edac, rlpd, sac
 from freerun.errors import ConfigError
 from freerun.ops.distributions import SquashedGaussian
 from freerun.transitions import Spaces
@@ -161,6 +161,90 @@ def test_calql_does_not_push_a_gap_that_is_low_enough(toys):
     assert torch.equal(toy.gradients(toy.batch)["critic"], free.gradients(free.batch)["critic"])
 
 
+# EDAC
+
+
+class Slopes:
+    """Critics whose slopes in the action are given: Q_i(s, a) = slope_i a."""
+
+    def __init__(self, *slopes):
+        self.slopes = torch.tensor(slopes)[:, None]
+
+    def __call__(self, obs, action):
+        return (self.slopes * action).sum(-1)
+
+    apart = __call__
+
+
+def test_edac_adds_how_alike_the_slopes_of_its_critics_are():
+    """Slopes (1, 0), (0, 2) and (-1, 0): of the six ordered pairs two have cosine -1, and the sum counts half."""
+    networks = {
+        "actor": Fixed(0.2, logp=-3.0),
+        "critic": Slopes((1.0, 0.0), (0.0, 2.0), (-1.0, 0.0)),
+        "critic_target": lambda obs, action: torch.tensor([[4.0], [5.0], [6.0]]),
+        "temperature": Number(math.log(0.5)),
+    }
+    rows = batch(action=tensor([0.5, 0.25]))
+    errors = sum((q - (1.0 + 0.5 * (4.0 + 0.5 * 3.0))) ** 2 for q in (0.5, 0.5, -0.5))
+    loss, watched = values_of(edac, networks, rows, members=3, diversity=10.0)
+    assert watched["likeness"] == pytest.approx(-1.0)
+    assert loss == pytest.approx([errors - 10.0])
+    assert values_of(edac, networks, rows, members=3, diversity=0.0)[0] == pytest.approx([errors])
+
+
+def test_edac_with_two_critics_and_no_diversity_is_sac(toys):
+    left = toys(edac.Config(members=2, diversity=0.0, hidden=(32,)), CONTINUOUS)
+    right = toys(sac.Config(hidden=(32,)), CONTINUOUS)
+    for name in ("critic", "actor"):
+        assert torch.allclose(left.gradients(left.batch)[name], right.gradients(right.batch)[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_slopes_of_critics_at_copies_of_an_action_are_those_at_the_action(toys):
+    toy = toys(edac.Config(members=3, hidden=(32, 32)), CONTINUOUS)
+    critic, obs, action = toy.networks["critic"], toy.batch["obs"], toy.batch["action"].clone().requires_grad_()
+    alone = torch.stack([torch.autograd.grad(critic(obs, action)[i].sum(), action)[0] for i in range(3)])
+    copies = action.detach().expand(3, *action.shape).clone().requires_grad_()
+    together = torch.autograd.grad(critic.apart(obs.expand(3, *obs.shape), copies).sum(), copies)[0]
+    assert torch.allclose(alone, together, rtol=1e-5)
+
+
+def test_edac_in_one_action_dimension_has_the_gradient_of_sac_n(toys):
+    """There a cosine is a sign, and a sign has no slope."""
+    spaces = Spaces(obs=(3,), actions=1, discrete=False)
+    made = (toys(edac.Config(diversity=eta, hidden=(32,)), spaces) for eta in (5.0, 0.0))
+    left, right = (toy.gradients(toy.batch)["critic"] for toy in made)
+    assert float((left - right).norm()) < 1e-3 * float(right.norm())
+
+
+# RLPD
+
+
+def test_rlpd_targets_are_the_least_of_a_few_critics_and_its_actor_climbs_the_mean():
+    networks = {
+        "actor": Fixed(0.2, logp=-3.0),
+        "critic_target": lambda obs, action: torch.tensor([[4.0], [4.0], [6.0]]),
+        "critic": lambda obs, action: torch.stack([action[:, 0], 2 * action[:, 0], 6 * action[:, 0]]),
+        "temperature": Number(math.log(0.5)),
+    }
+    few = {"members": 3, "least_of": 2}
+    target = 1.0 + 0.5 * (4.0 + 0.5 * 3.0)
+    assert values_of(rlpd, networks, batch(), **few)[0] == pytest.approx([sum((q - target) ** 2 for q in (0.5, 1.0, 3.0))])
+    bare, _ = values_of(rlpd, networks, batch(), entropy_target=False, **few)
+    assert bare == pytest.approx([sum((q - 3.0) ** 2 for q in (0.5, 1.0, 3.0))])
+    actor, _ = values_of(rlpd, networks, batch(), term=1, **few)
+    assert actor == pytest.approx([0.5 * -3.0 - 0.6 - math.log(0.5) * (-3.0 - 0.5)])
+
+
+def test_rlpd_with_the_least_of_all_and_no_layer_norm_has_the_critics_of_sac(toys):
+    left = toys(rlpd.Config(members=2, layer_norm=False, hidden=(32,)), CONTINUOUS)
+    right = toys(sac.Config(hidden=(32,)), CONTINUOUS)
+    assert torch.allclose(left.gradients(left.batch)["critic"], right.gradients(right.batch)["critic"], rtol=1e-4, atol=1e-6)
+
+
+def test_rlpd_trains_its_actor_once_per_step_of_the_environment():
+    assert [term.every for term in rlpd.Config().build().terms] == [1, 20]
+
+
 # Configs
 
 
@@ -170,6 +254,8 @@ def test_calql_does_not_push_a_gap_that_is_low_enough(toys):
         (awac, {"temperature": 0.0}, "temperature, cap > 0"),
         (cql, {"num_actions": 0}, "num_actions >= 1"),
         (cql, {"weight": -1.0}, "weight >= 0"),
+        (edac, {"members": 1}, "members >= 2"),
+        (rlpd, {"least_of": 11}, "1 <= least_of <= members"),
     ],
 )
 def test_a_broken_config_says_which_rule_it_breaks(method, broken, rule):
