@@ -75,4 +75,17 @@ class Scalar:
     value: float = 0.0
 
 
-Network: TypeAlias = Policy | Deterministic | Ensemble | Scalar
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """Recorded actions, found by what is near. Called with observations and actions, it gives the action [B, A] of the recorded
+    step that is nearest to `(obs_scale * obs, action)`. Nothing of it is trained; the trainer fills it with a data set."""
+
+    source: str = "dataset"
+    """Name of the data set."""
+    obs_scale: float = 1.0
+    """How much an observation, normalised if the run normalises, counts beside an action."""
+    most: int = 100_000
+    """Steps that are kept: a search takes long in millions, above all far from all of them."""
+
+
+Network: TypeAlias = Policy | Deterministic | Ensemble | Scalar | Neighbours

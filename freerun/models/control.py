@@ -10,13 +10,14 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from freerun.errors import ConfigError
-from freerun.networks import Body, Deterministic, Ensemble, Network, Policy, Scalar
+from freerun.networks import Body, Deterministic, Ensemble, Neighbours, Network, Policy, Scalar
 from freerun.ops.distributions import Categorical, Distribution, Gaussian, SquashedGaussian
 from freerun.transitions import Spaces
 
@@ -46,6 +47,10 @@ def _build(network: Network, spaces: Spaces, generator: Generator, normalise: bo
             return EnsembleNetwork(network, spaces, generator, normalise)
         case Scalar():
             return ScalarNetwork(network)
+        case Neighbours():
+            from freerun.models.neighbours import NeighboursNetwork
+
+            return NeighboursNetwork(network, Observer(Body(), spaces, generator, normalise))
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------------------
@@ -84,6 +89,11 @@ class Observer(nn.Module):
         image_B = obs_B.reshape(-1, *obs_B.shape[-self._dims :])
         image_B = image_B.float() / 255.0 if self._pixels else image_B.float()
         return self.convolutions(image_B).reshape(*lead, -1)
+
+    @property
+    def statistics(self) -> Tensor:
+        """What inputs are normalised with, as one tensor; empty where they are not."""
+        return torch.stack([self.shift, self.scale]) if self.normalise else torch.zeros(0)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """From now on inputs are `(obs - mean) / std`."""
@@ -283,3 +293,18 @@ def set_statistics(networks: Mapping[str, nn.Module], mean: Tensor, std: Tensor)
         for module in network.modules():
             if isinstance(module, Observer):
                 module.set_statistics(mean, std)
+
+
+class Remembers(Protocol):
+    """A network that is filled with recorded steps."""
+
+    def remember(self, obs_R: Tensor, action_RA: Tensor) -> None: ...
+
+
+def remember(
+    networks: Mapping[str, nn.Module], described: Mapping[str, Network], source: str, obs_R: Tensor, action_RA: Tensor
+) -> None:
+    """Give every network that looks things up in the data set `source` its steps."""
+    for name, description in described.items():
+        if isinstance(description, Neighbours) and description.source == source:
+            cast(Remembers, networks[name]).remember(obs_R, action_RA)

@@ -72,6 +72,8 @@ class ControlTrainer:
                 self._adapt_to_data(episodes)
                 paid = episodes.columns["reward"] * self._scale + config.reward_shift
                 built[source.name] = load(source, episodes, paid, gamma=algorithm.gamma)
+                rows = built[source.name].storage.columns
+                self._updater.remember(source.name, rows["obs"], rows["action"])
             else:
                 mapped = self._directory / f"storage-{source.name}" if source.mapped and self._directory else None
                 returns = "mc_return" in algorithm.needs

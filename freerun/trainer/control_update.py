@@ -166,6 +166,10 @@ class Updater:
         """Networks see observations as `(obs - mean) / std` from now on."""
         models.set_statistics(self.networks, mean.to(self._config.device), std.to(self._config.device))
 
+    def remember(self, source: str, obs_R: Tensor, action_R: Tensor) -> None:
+        """These are the recorded steps of the data set `source`, for networks that look things up in it."""
+        models.remember(self.trained, self._algorithm.networks, source, obs_R, action_R)
+
     def published(self) -> dict[str, Tensor]:
         """The weights that actors need, as `<network>.<name>`."""
         return {

@@ -86,6 +86,7 @@ class Toy:
         self.state = self.algorithm.init()
         self.chunk = chunk_of(spaces, self.steps, self.envs, self.algorithm.gamma)
         self.batch = self.rows(self.chunk)
+        models.remember(self.networks, self.algorithm.networks, "dataset", self.batch["obs"], self.batch["action"])
 
     def rows(self, chunk: Batch) -> Batch:
         """The chunk as rows, with what the method makes of it."""

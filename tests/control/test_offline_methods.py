@@ -8,13 +8,16 @@ import math
 import pytest
 import torch
 
-from freerun.algorithms.control import awac, bc, calql, cql, edac, rlpd, sac
+from freerun.algorithms.control import awac, bc, calql, cql, edac, prdc, rlpd, sac, td3_bc
 from freerun.errors import ConfigError
+from freerun.models import control as models
+from freerun.networks import Neighbours
 from freerun.ops.distributions import SquashedGaussian
 from freerun.transitions import Spaces
 from tests.control.by_hand import Fixed, Number, batch, tensor, values_of
 
 CONTINUOUS = Spaces(obs=(3,), actions=2, discrete=False)
+ONE = Spaces(obs=(1,), actions=1, discrete=False)
 
 
 # AWAC
@@ -245,6 +248,52 @@ def test_rlpd_trains_its_actor_once_per_step_of_the_environment():
     assert [term.every for term in rlpd.Config().build().terms] == [1, 20]
 
 
+# PRDC
+
+
+def test_prdc_holds_its_actor_to_the_action_of_a_neighbour():
+    """Of a far state with action 0.1 and a near one with action 0.9: which is nearer to (0, 0.2) depends on the scale."""
+    recorded_R, action_R = tensor([0.5], [0.1]), tensor([0.1], [0.9])
+    near = models.build({"data": Neighbours(obs_scale=1.0), "far": Neighbours(obs_scale=4.0)}, ONE, seed=0)
+    for network in near.values():
+        network.remember(recorded_R, action_R)
+    assert near["data"](tensor([0.0]), tensor([0.2])).item() == pytest.approx(0.1)
+    assert near["far"](tensor([0.0]), tensor([0.2])).item() == pytest.approx(0.9)
+    networks = {"actor": lambda obs: tensor([0.2]), "critic": lambda obs, action: tensor([-4.0]), "data": near["far"]}
+    loss, watched = values_of(prdc, networks, batch(), term=1, alpha=6.0)
+    assert watched["distance"] == pytest.approx(0.49)
+    assert loss == pytest.approx([0.49 + 6.0 / 4.0 * 4.0])
+
+
+def test_prdc_sees_states_as_its_networks_do():
+    """With the first dimension scaled down a hundredfold, the neighbour is whoever is near in the second."""
+    spaces = Spaces(obs=(2,), actions=1, discrete=False)
+    built = models.build({"data": Neighbours()}, spaces, seed=0, normalise=True)
+    built["data"].remember(tensor([1.0, 0.0], [0.0, 1.5]), tensor([0.1], [0.9]))
+    assert built["data"](tensor([0.0, 0.0]), tensor([0.5])).item() == pytest.approx(0.1)
+    models.set_statistics(built, torch.zeros(2), tensor(1.0, 100.0))
+    assert built["data"](tensor([0.0, 0.0]), tensor([0.5])).item() == pytest.approx(0.9)
+
+
+def test_prdc_with_an_infinite_scale_of_states_is_td3_bc(toys):
+    left, right = toys(prdc.Config(obs_scale=1e9), CONTINUOUS), toys(td3_bc.Config(), CONTINUOUS)
+    for name in ("critic", "actor"):
+        assert torch.allclose(left.gradients(left.batch)[name], right.gradients(right.batch)[name], rtol=1e-4, atol=1e-6)
+
+
+def test_prdc_searches_no_more_steps_than_it_is_told():
+    built = models.build({"data": Neighbours(most=2)}, ONE, seed=0)["data"]
+    built.remember(torch.arange(5.0)[:, None], torch.arange(5.0)[:, None] / 10)
+    found = {built(tensor([float(at)]), tensor([at / 10])).item() for at in range(5)}
+    assert sorted(found) == pytest.approx([0.0, 0.3])
+
+
+def test_neighbours_without_a_data_set_say_what_is_missing():
+    built = models.build({"data": Neighbours(source="demonstrations")}, ONE, seed=0)["data"]
+    with pytest.raises(ConfigError, match="demonstrations"):
+        built(tensor([0.0]), tensor([0.0]))
+
+
 # Configs
 
 
@@ -255,6 +304,7 @@ def test_rlpd_trains_its_actor_once_per_step_of_the_environment():
         (cql, {"num_actions": 0}, "num_actions >= 1"),
         (cql, {"weight": -1.0}, "weight >= 0"),
         (edac, {"members": 1}, "members >= 2"),
+        (prdc, {"obs_scale": -1.0}, "obs_scale, alpha, explore, noise and bound >= 0"),
         (rlpd, {"least_of": 11}, "1 <= least_of <= members"),
     ],
 )
