@@ -85,7 +85,9 @@ class Updater:
         return [
             term
             for term in self._algorithm.terms
-            if (self.num_updates + 1) % term.every == 0 and term.name not in phase.off and set(term.trains) - set(phase.frozen)
+            if (self.num_updates + 1) % phase.every.get(term.name, term.every) == 0
+            and term.name not in phase.off
+            and set(term.trains) - set(phase.frozen)
         ]
 
     def update(

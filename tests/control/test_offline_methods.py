@@ -8,11 +8,14 @@ import math
 import pytest
 import torch
 
-from freerun.algorithms.control import awac, bc, calql, cql, edac, prdc, rlpd, sac, td3_bc
+from freerun.algorithms.control import awac, bc, calql, cql, edac, prdc, rlpd, sac, td3_bc, wsrl
 from freerun.errors import ConfigError
 from freerun.models import control as models
 from freerun.networks import Neighbours
 from freerun.ops.distributions import SquashedGaussian
+from freerun.store.phases import Phase
+from freerun.trainer.control_config import ControlTrainerConfig
+from freerun.trainer.control_update import Updater
 from freerun.transitions import Spaces
 from tests.control.by_hand import Fixed, Number, batch, tensor, values_of
 
@@ -294,6 +297,44 @@ def test_neighbours_without_a_data_set_say_what_is_missing():
         built(tensor([0.0]), tensor([0.0]))
 
 
+# WSRL
+
+
+def test_wsrl_offline_with_two_critics_is_calql_or_cql(toys):
+    few = {"members": 2, "least_of": 2, "layer_norm": False, "weight": 10.0}
+    for calibrated, other in ((True, calql.Config(weight=10.0)), (False, cql.Config(hidden=(256, 256)))):
+        left, right = toys(wsrl.Config(calibrated=calibrated, **few), CONTINUOUS), toys(other, CONTINUOUS)
+        for name in ("critic", "actor"):
+            assert torch.allclose(left.gradients(left.batch)[name], right.gradients(right.batch)[name], rtol=1e-4, atol=1e-5)
+
+
+def test_wsrl_online_is_sac_whose_targets_are_the_least_of_a_few(toys):
+    left = toys(wsrl.Config(layer_norm=False), CONTINUOUS)
+    right = toys(rlpd.Config(layer_norm=False, entropy_target=False), CONTINUOUS)
+    left.state = {"conservatism": 0.0}
+    assert torch.allclose(left.gradients(left.batch)["critic"], right.gradients(right.batch)["critic"], rtol=1e-4, atol=1e-5)
+
+
+def test_wsrl_actor_climbs_the_least_of_all_its_critics():
+    networks = {
+        "actor": Fixed(0.2, logp=-3.0),
+        "critic": lambda obs, action: torch.stack([5 * action[:, 0], 10 * action[:, 0], 20 * action[:, 0]]),
+        "temperature": Number(math.log(0.5)),
+    }
+    assert values_of(wsrl, networks, batch(), term=1)[0] == pytest.approx([0.5 * -3.0 - 1.0 - math.log(0.5) * (-3.0 - 1.0)])
+
+
+def test_a_phase_may_train_the_actor_at_a_pace_of_its_own(toys):
+    toy = toys(wsrl.Config(members=2), CONTINUOUS)
+    updater = Updater(toy.algorithm, CONTINUOUS, ControlTrainerConfig())
+    online = Phase(env_steps=1, every={"actor": 4})
+    due = []
+    for number in range(8):
+        updater.num_updates = number
+        due.append([term.name for term in updater.due(online)])
+    assert due == [["critic"]] * 3 + [["critic", "actor"]] + [["critic"]] * 3 + [["critic", "actor"]]
+
+
 # Configs
 
 
@@ -305,6 +346,7 @@ def test_neighbours_without_a_data_set_say_what_is_missing():
         (cql, {"weight": -1.0}, "weight >= 0"),
         (edac, {"members": 1}, "members >= 2"),
         (prdc, {"obs_scale": -1.0}, "obs_scale, alpha, explore, noise and bound >= 0"),
+        (wsrl, {"least_of": 0}, "1 <= least_of <= members"),
         (rlpd, {"least_of": 11}, "1 <= least_of <= members"),
     ],
 )
