@@ -38,6 +38,8 @@ class Policy:
     """Bounds of its logarithm."""
     context: int = 0
     """Width of an input beside the observation."""
+    width: int = 0
+    """What it chooses, where that is no action of the environment: a vector so wide; 0 is an action."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -195,14 +195,15 @@ class PolicyNetwork(nn.Module):
 
     def __init__(self, network: Policy, spaces: Spaces, generator: Generator, normalise: bool) -> None:
         super().__init__()
-        self._network, self._discrete, self._width = network, spaces.discrete, spaces.actions
-        self._both = network.state_std and not spaces.discrete
+        self._network, self._width = network, network.width or spaces.actions
+        self._discrete = spaces.discrete and not network.width
+        self._both = network.state_std and not self._discrete
         self.observer = Observer(network.body, spaces, generator, normalise)
-        outputs = spaces.actions * (2 if self._both else 1)
+        outputs = self._width * (2 if self._both else 1)
         gain = 0.01 if network.body.init == "orthogonal" else 1.0
         self.layers = Layers(self.observer.width + network.context, outputs, network.body, generator, gain=gain)
-        if not spaces.discrete and not network.state_std:
-            self.log_std = nn.Parameter(torch.zeros(spaces.actions))
+        if not self._discrete and not network.state_std:
+            self.log_std = nn.Parameter(torch.zeros(self._width))
 
     def forward(self, obs_B: Tensor, *context: Tensor) -> Distribution:
         x_BI = self.observer(obs_B)
