@@ -47,7 +47,7 @@ class Phase:
     """What a batch is made of; none named: all sources of the run in equal parts. Where terms read rollouts, what comes beside
     them."""
     off: tuple[str, ...] = ()
-    """Terms that are left out."""
+    """Terms and reviews that are left out."""
     frozen: tuple[str, ...] = ()
     """Networks that no term trains."""
     every: Mapping[str, int] = field(default_factory=dict)

@@ -187,18 +187,29 @@ class ControlTrainer:
 
     def _update(self, batches: Batches, plan: Plan, *, report: bool) -> None:
         self._last = batches
+        if not self._phase_updates:
+            self._review(batches, plan)
         share = 1.0 - plan.done if self._config.schedule == "linear" else 1.0
         with self._timed("update"):
             metrics, surprise = self._updater.update(
                 batches, self._state, self._noise, self._phases[plan.phase], lr_share=share, report=report
             )
         self._phase_updates += 1
+        self._review(batches, plan)
         if surprise is not None:
             self._tell_samplers(batches, surprise)
         if report:
             self._records.append(metrics)
             self._records += [self._sources.sources[n].ages(self.version) for n in batches.by_source if n != ROLLOUT]
         self._fire("update", metrics)
+
+    def _review(self, batches: Batches, plan: Plan) -> None:
+        """Reviews whose turn it is."""
+        off = self._phases[plan.phase].off
+        for review in self._algorithm.reviews:
+            if self._phase_updates % review.every == 0 and review.name not in off:
+                with self._timed("review"):
+                    self._state = self._updater.review(review, batches.of(""), self._state, self._noise)
 
     def _tell_samplers(self, batches: Batches, surprise_B: Tensor) -> None:
         """Give each source that goes by surprise its part; rows of the union are in the order of the sources."""
