@@ -102,6 +102,11 @@ def test_an_episode_in_several_places_is_refused() -> None:
         episodes(episode=torch.tensor([0, 0, 1, 0, 0]))
 
 
+def test_whole_numbers_as_rewards_are_refused_since_discounting_would_round_them() -> None:
+    with pytest.raises(DataError, match=r"'reward'[^§]*int64"):
+        episodes(reward=torch.tensor([1, 2, 3, 4, 5]))
+
+
 def test_a_missing_column_is_refused_by_name() -> None:
     with pytest.raises(DataError, match="'next_obs'"):
         Episodes(name="two", columns={k: v for k, v in columns().items() if k != "next_obs"})
