@@ -47,9 +47,11 @@ class Phase:
     """What a batch is made of; none named: all sources of the run in equal parts, and without actors its data sets, if it has
     any. Where terms read rollouts, what comes beside them."""
     off: tuple[str, ...] = ()
-    """Terms that are left out."""
+    """Terms and reviews that are left out."""
     frozen: tuple[str, ...] = ()
     """Networks that no term trains."""
+    every: Mapping[str, int] = field(default_factory=dict)
+    """Updates per update of a term, by its name, where that is another number than the algorithm's own."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the algorithm's state that are set at the start of the phase."""
     fresh: tuple[str, ...] = ()
@@ -60,6 +62,7 @@ class Phase:
             "env_steps or updates": bool(self.env_steps) != bool(self.updates),
             "no negative number": min(self.env_steps, self.updates, self.utd, self.start, self.random) >= 0,
             "start < env_steps, or no updates": self.start < self.env_steps or not self.utd or not self.env_steps,
+            "every >= 1": min(self.every.values(), default=1) >= 1,
             "sources of different names": len({p.source for p in self.sources}) == len(self.sources),
         }
         for rule, holds in rules.items():

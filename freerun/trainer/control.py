@@ -72,9 +72,12 @@ class ControlTrainer:
                 self._adapt_to_data(episodes)
                 paid = episodes.columns["reward"] * self._scale + config.reward_shift
                 built[source.name] = load(source, episodes, paid, gamma=algorithm.gamma)
+                rows = built[source.name].storage.columns
+                self._updater.remember(source.name, rows["obs"], rows["action"])
             else:
                 mapped = self._directory / f"storage-{source.name}" if source.mapped and self._directory else None
-                built[source.name] = Source(source, source.capacity, gamma=algorithm.gamma, directory=mapped)
+                returns = "mc_return" in algorithm.needs
+                built[source.name] = Source(source, source.capacity, gamma=algorithm.gamma, directory=mapped, returns=returns)
         # What `prepare` makes of rollouts is no column of any storage.
         names = algorithm.needs if algorithm.consumes == "replay" else algorithm.needs - algorithm.makes
         generator = torch.Generator().manual_seed(config.seed + 1)
@@ -109,8 +112,7 @@ class ControlTrainer:
                 if self._algorithm.consumes == "rollout":
                     self._chunks.append(_with_columns(chunk, columns))
                 else:
-                    source = self._filled()
-                    source.sampler.inserted(source.storage.insert_chunk(chunk.item, chunk.actor, columns))
+                    self._filled().insert(chunk.item, chunk.actor, columns)
         return AccumulateReport(len(self._chunks), 0)
 
     def finish_step(self, keep: Iterable[int] = (), plan: Plan | None = None) -> StepReport:
@@ -185,18 +187,29 @@ class ControlTrainer:
 
     def _update(self, batches: Batches, plan: Plan, *, report: bool) -> None:
         self._last = batches
+        if not self._phase_updates:
+            self._review(batches, plan)
         share = 1.0 - plan.done if self._config.schedule == "linear" else 1.0
         with self._timed("update"):
             metrics, surprise = self._updater.update(
                 batches, self._state, self._noise, self._phases[plan.phase], lr_share=share, report=report
             )
         self._phase_updates += 1
+        self._review(batches, plan)
         if surprise is not None:
             self._tell_samplers(batches, surprise)
         if report:
             self._records.append(metrics)
             self._records += [self._sources.sources[n].ages(self.version) for n in batches.by_source if n != ROLLOUT]
         self._fire("update", metrics)
+
+    def _review(self, batches: Batches, plan: Plan) -> None:
+        """Reviews whose turn it is."""
+        off = self._phases[plan.phase].off
+        for review in self._algorithm.reviews:
+            if self._phase_updates % review.every == 0 and review.name not in off:
+                with self._timed("review"):
+                    self._state = self._updater.review(review, batches.of(""), self._state, self._noise)
 
     def _tell_samplers(self, batches: Batches, surprise_B: Tensor) -> None:
         """Give each source that goes by surprise its part; rows of the union are in the order of the sources."""

@@ -15,13 +15,13 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.adamw import adamw
 
-from freerun.algorithms.control_base import ControlAlgorithm, State, Target, Term
+from freerun.algorithms.control_base import ControlAlgorithm, Review, State, Target, Term
 from freerun.models import control as models
 from freerun.store.phases import Phase
 from freerun.trainer.control_config import ControlTrainerConfig
 from freerun.trainer.sources import Batches
 from freerun.transitions import Spaces
-from freerun.types import Mean, Metric
+from freerun.types import Batch, Mean, Metric
 
 
 class NotFinite(ArithmeticError):
@@ -85,7 +85,9 @@ class Updater:
         return [
             term
             for term in self._algorithm.terms
-            if (self.num_updates + 1) % term.every == 0 and term.name not in phase.off and set(term.trains) - set(phase.frozen)
+            if (self.num_updates + 1) % phase.every.get(term.name, term.every) == 0
+            and term.name not in phase.off
+            and set(term.trains) - set(phase.frozen)
         ]
 
     def update(
@@ -162,9 +164,23 @@ class Updater:
             else:
                 torch._foreach_lerp_(following, online, target.rate)
 
+    @torch.no_grad()
+    def review(self, review: Review, batch: Batch, state: State, generator: Generator) -> State:
+        """Look at the networks; the next state. What takes over weights has its own optimiser's memory still."""
+        reader = f"review '{review.name}' of algorithm '{self._algorithm.name}'"
+        reviewed = review.look(self.networks, batch.read_by(reader), state, generator)
+        weights = {taker: copy.deepcopy(self.networks[giver].state_dict()) for taker, giver in reviewed.takes.items()}
+        for taker, taken in weights.items():
+            self.networks[taker].load_state_dict(taken)
+        return reviewed.state
+
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Networks see observations as `(obs - mean) / std` from now on."""
         models.set_statistics(self.networks, mean.to(self._config.device), std.to(self._config.device))
+
+    def remember(self, source: str, obs_R: Tensor, action_R: Tensor) -> None:
+        """These are the recorded steps of the data set `source`, for networks that look things up in it."""
+        models.remember(self.trained, self._algorithm.networks, source, obs_R, action_R)
 
     def published(self) -> dict[str, Tensor]:
         """The weights that actors need, as `<network>.<name>`."""
