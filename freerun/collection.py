@@ -111,9 +111,9 @@ class Replay(Supply):
     def _limiter(self, work: Work) -> Turns | MinSize:
         if not work.updates or not work.chunks:
             return MinSize()
-        per_chunk = work.updates / (work.chunks - work.size)
+        least, most = (updates / (work.chunks - work.size) for updates in (work.updates, work.most))
         schedule = self._schedule
-        return Turns(ratio=per_chunk, size=work.size, batch=work.batch, lead=schedule.lead, ahead=schedule.ahead)
+        return Turns(ratio=least, most=most, size=work.size, batch=work.batch, lead=schedule.lead, ahead=schedule.ahead)
 
     def order(self, version: int) -> int | None:
         if not self.table.may_insert(self.coming):
@@ -242,6 +242,7 @@ class Collection:
         self._tracker.count(
             {
                 **episode_metrics(chunk),
+                "lag/collected": Mean(self._newest().version - chunk.oldest_version, 1),
                 "env/steps": Sum(chunk.num_rows),
                 "time/collect": Sum(report.seconds),
                 "time/swap": Sum(report.swap_seconds),

@@ -23,7 +23,8 @@ crash costs what was collected since.
 """
 
 import json
-from collections.abc import Coroutine, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,7 @@ class EnvController(Program):
         save: Save | None = None,
         directory: Path | None = None,
         began: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(
             placement=placement,
@@ -78,6 +80,7 @@ class EnvController(Program):
             save=save,
             directory=directory,
             began=began,
+            clock=clock,
         )
         self.schedule, self.judge, self.trials = schedule, judge, list[TrialRecord]()
         self._seed, self._scores, self._pictures = seed, scores, pictures
@@ -173,7 +176,7 @@ class EnvController(Program):
     async def _learn(self, work: Work) -> None:
         """Step after step on what sources give, as far as it is due; or only collect."""
         while not self.stopping and (self.updates < work.updates or not self.collection.done):
-            num = min(work.batch, work.updates - self.updates)
+            num = min(work.batch, (work.updates if self.collection.done else work.most) - self.updates)
             if num and self._exhausted(work):
                 self._tell("forgone", {"updates": work.updates - self.updates, "because": "everything stored is too old"})
                 return
@@ -214,9 +217,14 @@ class EnvController(Program):
         self.loops.notify()
         return report.version
 
+    def _could_end(self) -> bool:
+        """Whether the run ends here, with fewer steps than it might have made: the trainer need not make more updates."""
+        work = self.works[-1]
+        return self.works[self.phase] is work and self.updates >= work.updates < work.most and self.collection.done
+
     async def _after_step(self) -> None:
         """Judge and checkpoint, if it is time."""
-        schedule, last = self.schedule, self.step == self.total_steps
+        schedule, last = self.schedule, self.step == self.total_steps or self._could_end()
         wanted = int(self.done * schedule.evaluations + 1e-9)
         begun = sum(trial.split == QUICK for trial in self.trials) + len(self._judging)
         if begun < wanted and not self._judging and not last and schedule.eval_episodes:

@@ -34,6 +34,7 @@ METRICS: Mapping[str, Meaning] = {
     "judged/<split>": Meaning("reward", "mean return of episodes played with the actions that the policy is judged by"),
     "lag/mean": Meaning("versions", "trainer version at consumption minus the version that made the token or step, mean"),
     "lag/max": Meaning("versions", "largest lag of any token or step; admission bounds it"),
+    "lag/collected": Meaning("versions", "versions published while a chunk was being collected with the one before them, mean"),
     "lag/tokens": Meaning("tokens", "histogram: tokens, or steps of rollouts, trained on, per lag"),
     "ratio/mean": Meaning("ratio", "probability under the current policy over probability under the behaviour policy, mean"),
     "ratio/max": Meaning("ratio", "largest such ratio"),
