@@ -6,9 +6,11 @@
 DEMO ?= smollm2-arithmetic
 DEMO_ARGS ?=
 TEST_ARGS ?=
+CLAIMS_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS_VENV := .venv-peers
+VLLM_VENV := .venv-vllm
 LOCKS := requirements-torch.lock requirements.lock
 # The first that runs and is new enough; a name on the PATH alone proves nothing.
 PYTHON ?= $(firstword $(foreach python,python3.11 python3.12 python3.13 python3,$(shell \
@@ -18,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test test-slow test-dist check format bench bench-peers-env docs lock clean
+.PHONY: help env demo test test-slow test-dist test-peers claims claims-quick check format bench bench-peers-env bench-vllm-env docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -45,6 +47,16 @@ test-slow: env ## learning tests and others that take minutes
 test-dist: env ## only the tests that spawn processes
 	$(BIN)/python -m pytest -m "dist and not gpu" $(TEST_ARGS)
 
+claims: env ## every small experiment on what a paper claims; writes docs/claims (hours; what was run before is kept)
+	$(BIN)/freerun claims $(CLAIMS_ARGS)
+	$(BIN)/python tools/claims_table.py
+
+claims-quick: env ## the quick ones; fails if a verdict is not the one on record
+	$(BIN)/freerun claims --quick --check $(CLAIMS_ARGS)
+
+test-peers: env bench-peers-env ## our losses against those of TRL's own trainers
+	PEERS_PYTHON=$${PEERS_PYTHON:-$(CURDIR)/$(PEERS_VENV)/bin/python} $(BIN)/python -m pytest -m peers $(TEST_ARGS)
+
 check: env ## lint, format, types, layers, budgets, generated docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,6 +78,14 @@ $(PEERS_VENV)/.stamp: bench/peers/requirements-trl.lock requirements-torch.lock
 	$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps -r bench/peers/requirements-trl.lock
 	@touch $@
 
+bench-vllm-env: $(VLLM_VENV)/.stamp ## the environment of vLLM's CPU build for bench/generation.py, in .venv-vllm
+
+$(VLLM_VENV)/.stamp: bench/peers/requirements-vllm.lock requirements-torch.lock
+	$(VLLM_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet -r requirements-torch.lock -c bench/peers/requirements-vllm.lock
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -r bench/peers/requirements-vllm.lock
+	@touch $@
+
 docs: env ## write the generated pages and tables
 	@set -e; for script in tools/*_table.py; do if [ -e "$$script" ]; then $(BIN)/python $$script; fi; done
 
@@ -73,5 +93,5 @@ lock: env ## write the lock files from what is installed in .venv
 	$(BIN)/python tools/lock.py
 
 clean: ## remove environments and caches; keeps runs/
-	rm -rf $(VENV) $(PEERS_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(PEERS_VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The command line: `freerun list | run | resume | eval | report | dataset`.
+"""The command line: `freerun list | run | resume | eval | report | dataset | claims`.
 
 freerun list                                   the recipes that ship, one line each
 freerun run RECIPE [--dotted.override value]   train; RECIPE is a name from the list or a Python file
@@ -6,6 +6,7 @@ freerun resume DIR                             go on from the newest whole check
 freerun eval DIR [--problems N]                held-out accuracy of its newest checkpoint
 freerun report DIR                             write DIR/report.html again
 freerun dataset make ENV                       data sets of control, in the grades of D4RL; see `freerun dataset --help`
+freerun claims [NAME ...]                      run the small experiments on what each paper claims
 """
 
 import argparse
@@ -95,6 +96,20 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "write the HTML report of a run again", "Works for unfinished and crashed runs too.")
     report.add_argument("dir", type=Path, help="the run directory")
     dataset_cli.add_command(command)
+    claims = command(
+        "claims",
+        _claims,
+        "test what each paper claims, in small experiments",
+        "Results go to docs/claims, one JSON file each, whether a claim holds or not. A run that was finished before with the "
+        "same code is not run again, so an interruption costs little.",
+    )
+    claims.add_argument("names", nargs="*", metavar="NAME", help="a name from --list, or a Python file with a function claim()")
+    claims.add_argument("--list", action="store_true", help="show the claims, and what is on record about each")
+    claims.add_argument("--quick", action="store_true", help="only those that say that they are quick")
+    claims.add_argument("--seeds", type=int, metavar="N", help="run seeds 0 to N - 1 in place of as many as the claim says")
+    claims.add_argument("--fresh", action="store_true", help="run everything again, whatever is kept")
+    claims.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a verdict is not the one on record")
+    claims.add_argument("--out", type=Path, metavar="DIR", help="where results are, in place of docs/claims")
     return parser
 
 
@@ -244,6 +259,23 @@ def _report(arguments: argparse.Namespace, rest: list[str]) -> int:
     _nothing_left(rest)
     Console().print(str(write_report(arguments.dir)), soft_wrap=True)
     return 0
+
+
+def _claims(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from freerun.claims import show
+
+    _nothing_left(rest)
+    if arguments.list:
+        Console().print(show.listing(arguments.out))
+        return 0
+    return show.claims(
+        arguments.names,
+        seeds=arguments.seeds,
+        quick=arguments.quick,
+        fresh=arguments.fresh,
+        check=arguments.check,
+        directory=arguments.out,
+    )
 
 
 def _optional_sinks(config: RunConfig | ControlRun, directory: Path) -> list[Sink]:

@@ -111,6 +111,12 @@ class Controller(Program):
     def total_steps(self) -> int:
         return self.config.steps
 
+    async def _start(self, doing: str) -> None:
+        """What the trainer holds may, after a crash, be a version that generators were not given before."""
+        await super()._start(doing)
+        self.version = self.ref.version
+        self.intake.published(self.version)
+
     def request_stop(self) -> None:
         self.intake.stopping = True
         super().request_stop()
@@ -151,7 +157,7 @@ class Controller(Program):
             await self.loops.until(partial(self._enough, len(taken)), self.trainer, partial(self._why_no_batch, len(taken)))
             if self.stopping:
                 return False
-            groups = self.intake.take(self.config.groups - len(taken), self.ref.version)
+            groups = self.intake.take(self.config.groups - len(taken), self.version)
             await self._accumulate(list(groups.values()))
             taken |= groups
         if extra := self._extra():
@@ -165,7 +171,7 @@ class Controller(Program):
 
     def _extra(self) -> list[Group | Example]:
         """What the step trains on besides the items that were taken for it: replayed groups and demonstrations."""
-        replayed = self.replay.draw(self.ref.version) if self.replay is not None else []
+        replayed = self.replay.draw(self.version) if self.replay is not None else []
         first = self.step * self.config.experts
         return [*replayed, *(self._experts.at(first + i) for i in range(self.config.experts))]
 
@@ -181,9 +187,13 @@ class Controller(Program):
         report = await self.tracker.call(
             self.trainer, "finish_step", keep, what="update", doing="optimiser step and publication"
         )
-        self.ref = report.ref
         self.step += 1
-        self.intake.trained(list(taken), report.version)
+        self.version = report.version
+        self.intake.trained(list(taken), self.version)
+        last = self.step == self.config.steps
+        if self.step % self.config.publish_every == 0 or last:
+            self.ref = report.ref
+            self.intake.published(self.version)
         groups = [group for group in taken.values() if isinstance(group, Group)]
         if self.replay is not None:
             self.replay.add(groups)
@@ -192,7 +202,6 @@ class Controller(Program):
             self.sink.sample(sample_record(self.step, report.version - 1, group))
         self._publish_status()
         self.intake.admit()
-        last = self.step == self.config.steps
         if self.config.eval_every and self.step % self.config.eval_every == 0 and not last:
             self.evaluator.begin(self.step, QUICK, self.config.eval_prompts)
             self.loops.notify()

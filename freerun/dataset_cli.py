@@ -82,8 +82,8 @@ def prepare(config: ControlRun, console: Console) -> None:
 def _found(source: str) -> Episodes:
     """The data set that `source` names."""
     env, _, grade = source.partition("/")
-    if env in grades.MAKINGS and grade in GRADES:
-        return Grade(env=env, grade=grade).build()  # type: ignore[arg-type]
+    if env in grades.MAKINGS and (known := [name for name in GRADES if name == grade]):
+        return Grade(env=env, grade=known[0]).build()
     path = Path(source)
     return FileConfig(path=source).build() if path.is_file() else MinariConfig(source=source).build()
 
@@ -94,7 +94,7 @@ def _listed() -> Table:
         table.add_column(name, justify="left" if name in ("environment", "grade") else "right")
     for env, making in grades.MAKINGS.items():
         for grade in GRADES:
-            data = Grade(env=env, grade=grade)  # type: ignore[arg-type]
+            data = Grade(env=env, grade=grade)
             if not data.path.is_file():
                 table.add_row(env, grade, "–", f"not made ({making.steps:,} steps)", "")
                 continue

@@ -3,10 +3,11 @@
 Nothing that runs code when read. A group comes back bit for bit; its prompt is not in it, because the run draws prompts in an
 order that it can repeat.
 
-Shapes: T positions of a trajectory, or steps of a chunk; N environments.
+Shapes: T positions of a trajectory, or steps of a chunk; N environments; L routers, k experts that a token goes to.
 """
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -23,15 +24,18 @@ def encode_group(group: Group) -> bytes:
     head = {
         "source": group.source,
         "trajectories": [
-            {"length": len(t.tokens_T), "text": t.text, "stop": t.stop, "cache": t.cache_policy} for t in group.trajectories
+            {
+                "length": len(t.tokens_T),
+                "text": t.text,
+                "stop": t.stop,
+                "cache": t.cache_policy,
+                "routing": None if t.routing_LTk is None else list(t.routing_LTk.shape),
+            }
+            for t in group.trajectories
         ],
         "rewards": [{"value": r.value, "parts": dict(r.parts), "info": dict(r.info)} for r in group.rewards],
     }
-    body = b"".join(
-        column.to(dtype).numpy().tobytes()
-        for t in group.trajectories
-        for column, dtype in zip(_columns(t), _types(), strict=True)
-    )
+    body = b"".join(column.numpy().tobytes() for t in group.trajectories for column in _columns(t))
     return json.dumps(head).encode() + b"\n" + body
 
 
@@ -42,9 +46,13 @@ def decode_group(data: bytes, item: int, prompt: Prompt, *, source: Source | Non
     head, start, trajectories = json.loads(line), 0, []
     for saved in head["trajectories"]:
         columns: dict[str, Tensor] = {}
-        for name, dtype in _COLUMNS:
-            size = saved["length"] * dtype.itemsize
-            columns[name] = torch.frombuffer(bytearray(body[start : start + size]), dtype=dtype) if size else torch.empty(0)
+        shapes = {name: (dtype, [saved["length"]]) for name, dtype in _COLUMNS}
+        if saved["routing"] is not None:
+            shapes["routing_LTk"] = torch.int16, saved["routing"]
+        for name, (dtype, shape) in shapes.items():
+            size = math.prod(shape) * dtype.itemsize
+            flat = torch.frombuffer(bytearray(body[start : start + size]), dtype=dtype) if size else torch.empty(0)
+            columns[name] = flat.view(shape)
             start += size
         trajectories.append(_trajectory(saved, columns))
     return Group(
@@ -100,12 +108,12 @@ def _trajectory(saved: dict[str, Any], columns: dict[str, Tensor]) -> Trajectory
         text=saved["text"],
         stop=Stop(saved["stop"]) if saved["stop"] else None,
         cache_policy=CachePolicy(saved["cache"]),
+        routing_LTk=columns.get("routing_LTk"),
     )
 
 
-def _columns(trajectory: Trajectory) -> tuple[Tensor, ...]:
-    return trajectory.tokens_T, trajectory.action_T, trajectory.logp_T, trajectory.version_T
-
-
-def _types() -> tuple[torch.dtype, ...]:
-    return tuple(dtype for _, dtype in _COLUMNS)
+def _columns(trajectory: Trajectory) -> list[Tensor]:
+    """In the order of `_COLUMNS`, in its types, and routing last."""
+    columns = (trajectory.tokens_T, trajectory.action_T, trajectory.logp_T, trajectory.version_T)
+    typed = [column.to(dtype) for column, (_, dtype) in zip(columns, _COLUMNS, strict=True)]
+    return typed if trajectory.routing_LTk is None else [*typed, trajectory.routing_LTk.to(torch.int16)]

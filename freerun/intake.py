@@ -297,12 +297,16 @@ class Intake:
         return {item: self.groups[item] for item in self.admission.take(num, version)}
 
     def trained(self, items: Sequence[int], version: int) -> None:
-        """The step on `items` made `version`, which is published."""
+        """The step on `items` made `version`."""
         self.admission.trained(items, version)
-        self.admission.published(version)
         self._skipped = 0
         for item in items:
             del self.groups[item]
+
+    def published(self, version: int) -> None:
+        """Generators are given `version` from now on: slots of what was trained on become free."""
+        if version > self.admission.published_version:
+            self.admission.published(version)
 
     # --- deaths and crashes --------------------------------------------------------------------------------------------------
 

@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from freerun import stages
 from freerun.actors.generator import GeneratorExecutor
 from freerun.checkpoint import JOURNAL, Checkpoints, restore_controller
 from freerun.controller import Controller
 from freerun.metrics import Sink
 from freerun.models.base import resolve_dtype
 from freerun.placement.base import ExecutorSpec
-from freerun.recipes.base import RunConfig, WarmStartConfig
+from freerun.recipes.base import RunConfig
 from freerun.rewards.pool import RewarderExecutor
-from freerun.schedule import Stream
 from freerun.staging import Cores, Outcome, Signals, open_placement, placement_kind, refuse_other_config, transports
 from freerun.store.admission import Admission
 from freerun.store.journal import Journal
-from freerun.tasks.base import Task
 from freerun.trainer.trainer import TrainerConfig, TrainerExecutor, check
 from freerun.weights import shared
 
@@ -44,8 +43,10 @@ async def launch(
     `resume` and no checkpoint, begin again at step 0 with the finished groups that the run's journal has.
     Everything started here has ended when this returns or raises.
     """
-    check(trainer_config(config), config.algorithm, config.control.group_size, config.sampling)
+    fits_value = config.reference_value is not None
+    check(trainer_config(config), config.algorithm, config.control.group_size, config.sampling, fits_value=fits_value)
     task = config.task.build()
+    data = stages.Data.of(config, task, begins=checkpoint is None)
     journal = None if evaluate_only or not checkpoint_at_end else Journal(run_dir / JOURNAL)
     kind = placement_kind(config.placement.kind)
     placement = await open_placement(config.placement, kind, run_dir)
@@ -59,14 +60,14 @@ async def launch(
             generators=[handles[n] for n in names],
             rewarder=handles["rewarder"],
             trainer=handles["trainer"],
-            prompts=task.train if config.offline is None else config.offline.build(task),
+            prompts=task.train if data.offline is None else data.offline,
             heldout=task.heldout,
             sampling=config.sampling,
             eval_sampling=replace(config.sampling, temperature=0.0),
             accuracy=task.accuracy,
             sink=sinks,
             seed=config.seed,
-            experts=config.experts.build(task) if config.experts is not None else (),
+            experts=data.experts,
             journal=journal,
             directory=run_dir,
             save=checkpoints.save if checkpoint_at_end and not evaluate_only else None,
@@ -81,8 +82,13 @@ async def launch(
                     what="checkpoint",
                     doing=f"loading {checkpoint.name}",
                 )
-            elif config.warm_start is not None:
-                await warm_start(controller, config.warm_start, task, config.seed)
+            else:
+                await stages.before_training(controller, config, data)
+                if controller.stopping:
+                    # Half a stage is no place to go on from: nothing is saved, and a resumed run begins anew.
+                    return Outcome(False, 0, config.control.steps, ())
+            if config.reference_value is not None and data.offline is not None:
+                await stages.select(controller, config.reference_value, data.offline, config.seed)
             if not evaluate_only and (checkpoint is not None or resume):
                 restore_controller(controller, checkpoint)
             await (controller.evaluate(evaluate_only) if evaluate_only else controller.run())
@@ -95,32 +101,16 @@ async def launch(
         shared.sweep()
 
 
-async def warm_start(controller: Controller, stage: WarmStartConfig, task: Task, seed: int) -> None:
-    """The supervised stage, on the demonstrations that the recipe names."""
-    examples = Stream(stage.examples.build(task), seed)
-    for step in range(stage.steps):
-        await controller.tracker.call(
-            controller.trainer,
-            "warm_start",
-            [examples.at(step * stage.batch + i) for i in range(stage.batch)],
-            stage.algorithm,
-            stage.lr * (1 - step / stage.steps),
-            what="warm-start",
-            doing=f"supervised warm start, step {step + 1} of {stage.steps}",
-        )
-        if controller.stopping:
-            return
-
-
 def executors(config: RunConfig, kind: str, run_dir: Path) -> Sequence[ExecutorSpec]:
     """What to spawn: the generators, the rewarder and the trainer, on disjoint cores."""
     num = config.placement.generators
     cores = Cores(num + 1, pin=config.placement.pin and kind != "inline")
     threads = config.placement.threads or (cores.share if kind == "monarch" else len(os.sched_getaffinity(0)))
     slots = config.generator.slots or (config.control.max_lag + 1) * config.control.groups * config.control.group_size // num
-    generator = replace(config.generator, slots=slots)
     kept = str(resolve_dtype(config.generator.dtype, config.generator.device)).removeprefix("torch.")
     publisher, subscriber = transports(config.weights, kind, kept)
+    replayed = config.algorithm.build().routing == "rollout"
+    generator = replace(config.generator, slots=slots, routing=config.generator.routing or replayed)
 
     specs = [
         ExecutorSpec(

@@ -81,6 +81,7 @@ METRICS: Mapping[str, Meaning] = {
     "response/versions": Meaning("versions", "policy versions that took part in one response, mean"),
     "response/stop/<reason>": Meaning("share", "trajectories that ended for this reason: eos, stop_string, length, context"),
     "items/used/<source>": Meaning("items", "items that the step trained on, by where they come from"),
+    "items/unused/<source>": Meaning("items", "items given to the step that the algorithm no longer trains on, by source"),
     "items/<state>": Meaning("items", "ledger: items admitted, waiting, in_flight, stored, training, trained or dropped"),
     "items/dropped/<reason>": Meaning("items", "ledger: items given up for this reason, since the start of the run"),
 }

@@ -59,7 +59,7 @@ class Program(ABC):
 
     async def run(self) -> None:
         """Train to the last step. Raises the first error of any loop; then no task of this program is left."""
-        self.ref = await self.tracker.call(self.trainer, "start", what="publish", doing="publishing the first version")
+        await self._start("publishing the first version")
         if self.step == 0:
             await self._beside_loops(self._judge_fully(None))
         await self._beside_loops(self._train_and_save())
@@ -68,8 +68,12 @@ class Program(ABC):
 
     async def evaluate(self, amount: int) -> None:
         """Publish what the trainer holds and judge it on `amount` problems or episodes; trains nothing."""
-        self.ref = await self.tracker.call(self.trainer, "start", what="publish", doing="publishing the loaded version")
+        await self._start("publishing the loaded version")
         await self._beside_loops(self._judge_fully(amount))
+
+    async def _start(self, doing: str) -> None:
+        """Publish what the trainer holds."""
+        self.ref = await self.tracker.call(self.trainer, "start", what="publish", doing=doing)
 
     async def _train_and_save(self) -> None:
         await self._train()

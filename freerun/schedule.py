@@ -1,6 +1,7 @@
 """How long a run is, how much a step holds, how asynchronous it may be; and the endless order of its data."""
 
 import hashlib
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ class ControllerConfig:
     """Responses per prompt."""
     max_lag: int = 1
     """Target lag: 0 is synchronous, 1 is one-step off-policy. Capacity is (max_lag + 1) * groups slots."""
+    publish_every: int = 1
+    """Generators are given every so many-th version only, as where weights travel slowly; at most max_lag + 1. With exactly
+    that many, data are made in rounds: all by one version, trained on at lags 0 to max_lag."""
     window: int = 1
     """How far behind the oldest active item the batcher may take a finished group; 1 is strict first in, first out."""
     stream: int = 1
@@ -63,16 +67,20 @@ class ControllerConfig:
 
 
 class Stream(Generic[T]):
-    """A data set without end: epoch after epoch, each a permutation of its own that the seed fixes. Positions before 0 are
-    valid too, and are a stream of their own (the warm start draws from there)."""
+    """A data set without end: epoch after epoch, each a permutation of its own that the seed fixes; or, with `weights`, draws
+    in proportion to them, each fixed by the seed and its position. Positions before 0 are valid too, and are a stream of their
+    own (the warm start draws from there)."""
 
-    def __init__(self, data: Sequence[T], seed: int) -> None:
+    def __init__(self, data: Sequence[T], seed: int, weights: Sequence[float] = ()) -> None:
         self._data, self._seed = data, seed
+        self._cumulative = list(itertools.accumulate(weights))
         self._epoch: int | None = None
         self._order: list[int] = []
 
     def at(self, position: int) -> T:
         """The datum at `position`. Looking back across an epoch's end costs a shuffle."""
+        if self._cumulative:
+            return random.Random(f"{self._seed}/{position}").choices(self._data, cum_weights=self._cumulative)[0]
         epoch, offset = divmod(position, len(self._data))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, list(range(len(self._data)))
@@ -94,6 +102,7 @@ def check(config: ControllerConfig, num_prompts: int) -> None:
         ("groups", config.groups),
         ("group_size", config.group_size),
         ("window", config.window),
+        ("publish_every", config.publish_every),
         ("stream", config.stream),
         ("decode_steps", config.decode_steps),
     ):
@@ -112,6 +121,13 @@ def check(config: ControllerConfig, num_prompts: int) -> None:
             raise ConfigError(
                 f"control.{name} is negative", given=value, expected="0 or more", todo=f"correct --control.{name}"
             )
+    if config.publish_every > config.max_lag + 1:
+        raise ConfigError(
+            "the run would wait for itself: no slot becomes free before the next version is published",
+            given=f"publish_every {config.publish_every}, max_lag {config.max_lag}",
+            expected="publish_every <= max_lag + 1",
+            todo="raise --control.max-lag, or lower --control.publish-every",
+        )
     if config.stream > config.groups:
         raise ConfigError(
             "control.stream is larger than a step",

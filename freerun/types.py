@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from freerun.errors import MissingColumn
@@ -127,6 +128,8 @@ class Trajectory:
                        0 where `action_T` is False; NaN throughout where nobody knows who sampled
     version_T  int32   policy version that produced the token, stamped by the actor; -1 where `action_T` is False, and where
                        no version of this run did
+    routing_LTk  int16  experts that each token went to, by router, in a mixture of experts whose routing is to be replayed;
+                       -1 at the last token, which went through no model
     """
 
     tokens_T: Tensor
@@ -136,6 +139,7 @@ class Trajectory:
     text: str
     stop: Stop | None
     cache_policy: CachePolicy = CachePolicy.KEEP
+    routing_LTk: Tensor | None = None
 
     @property
     def num_actions(self) -> int:
@@ -189,7 +193,8 @@ class Group:
 
     @property
     def oldest_version(self) -> int:
-        return min(t.oldest_version for t in self.trajectories)
+        made_by = [t.version_T[t.action_T] for t in self.trajectories]
+        return int(torch.cat(made_by).min())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +224,7 @@ COLUMNS: Mapping[str, Column] = {
     "mask": Column("BT", "True on real action tokens, False on padding"),
     "mask_rollout": Column("BT", "True on action tokens that are no expert's"),
     "mask_expert": Column("BT", "True on the tokens of expert demonstrations"),
+    "mask_selected": Column("BT", "True on the action tokens of trajectories that the algorithm chose in `prepare`"),
     "logp_behaviour": Column("BT", "log-prob of the token under the policy that sampled it, recorded by the actor"),
     "logp_proximal": Column("BT", "log-prob under the policy at the start of the update, recomputed by the trainer"),
     "logp_reference": Column("BT", "log-prob under the frozen reference policy"),
@@ -229,6 +235,7 @@ COLUMNS: Mapping[str, Column] = {
     "advantage": Column("BT", "credit of the token, from the algorithm's `credit`"),
     "reward": Column("B", "scalar reward of the trajectory"),
     "group": Column("B", "index of the trajectory's group within the batch"),
+    "group_tokens": Column("B", "action tokens of all trajectories of the group"),
     "values": Column("BT", "value estimates at the start of the update"),
     "returns": Column("BT", "targets of the value function"),
     "value_reference": Column("B", "expected reward of the reference policy on the prompt"),
@@ -245,8 +252,7 @@ class Batch(Mapping[str, Tensor]):
     def __init__(
         self, columns: Mapping[str, Tensor], *, reader: str = "the trainer", known: Mapping[str, Column] = COLUMNS
     ) -> None:
-        if not columns.keys() <= known.keys():
-            unknown = sorted(set(columns) - set(known))
+        if unknown := sorted(columns.keys() - known.keys()):
             raise MissingColumn(
                 f"batch has columns that no table of columns defines: {', '.join(unknown)}",
                 given=unknown,
@@ -284,8 +290,7 @@ class Batch(Mapping[str, Tensor]):
 
     def rows(self, index: Tensor) -> "Batch":
         """The trajectories in `index`, as a new batch."""
-        rows = {name: column[index] for name, column in self._columns.items()}
-        return Batch(rows, reader=self._reader, known=self._known)
+        return self.with_columns(**{name: column[index] for name, column in self._columns.items()})
 
 
 @dataclass(frozen=True, slots=True)

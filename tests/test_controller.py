@@ -66,6 +66,32 @@ def test_lag_zero_trains_only_on_the_current_version():
     assert all(lag == 0 for _, _, lags, _ in history for lag in lags)
 
 
+def test_generators_given_every_third_version_work_in_rounds_of_one_version_at_lags_0_to_2():
+    controller, history, _ = run(small(max_lag=2, publish_every=3, final_eval_prompts=0, eval_every=0))
+    assert [set(lags) for _, _, lags, _ in history] == [{0}, {1}, {2}] * 4
+    assert sorted(i for _, taken, _, _ in history for i in taken) == list(range(36))
+    # What a round works with stays readable until the next.
+    assert [version - version % 3 in keep for version, _, _, keep in history] == [True] * 12
+    controller.intake.admission.audit()
+
+
+def test_a_run_that_ends_between_two_rounds_is_judged_by_its_last_version():
+    controller, _, records = run(small(max_lag=3, publish_every=4, steps=6))
+    assert controller.ref.version == controller.version == 6
+    assert records.evaluations[-1].step == 6
+
+
+def test_the_lag_bound_holds_however_rarely_versions_are_given_out():
+    for publish_every in (1, 2, 4):
+        controller, history, _ = run(small(max_lag=3, publish_every=publish_every, window=2))
+        assert max(lag for _, _, lags, _ in history for lag in lags) <= controller.intake.admission.lag_bound
+
+
+def test_a_run_whose_slots_would_never_become_free_is_refused():
+    with pytest.raises(ConfigError, match="wait for itself"):
+        run(small(max_lag=1, publish_every=3))
+
+
 def test_asynchronous_data_is_older_than_synchronous_data():
     def duration(executor, method):
         return {"advance": 1.0, "accumulate": 3.0}.get(method, 0.1)

@@ -90,6 +90,15 @@ def overview(found: dict[str, ModuleType]) -> str:
     return "| method | in one line | estimator | columns it reads by default |\n|---|---|---|---|\n" + "".join(rows)
 
 
+def named(module: ModuleType) -> str:
+    """The configs to which a module gives names, each by the fields in which it differs from the default."""
+    defaults, rows = asdict(module.Config()), []
+    for name, config in vars(module).get("NAMED", {}).items():
+        changed = ", ".join(f"`{key}={value}`" for key, value in asdict(config).items() if value != defaults[key])
+        rows.append(f"| {cell(name)} | {changed or 'the default'} |\n")
+    return "\n| configuration | differs from the default in |\n|---|---|\n" + "".join(rows) if rows else ""
+
+
 def details(name: str, module: ModuleType) -> str:
     text, hints, notes, defaults = sections(module), get_type_hints(module.Config), field_notes(module), asdict(module.Config())
     path, short = f"freerun/algorithms/{name.replace('.', '/')}.py", name.rpartition(".")[2]
@@ -97,7 +106,7 @@ def details(name: str, module: ModuleType) -> str:
     lists = "".join(f"- **{label}** {cell(text[label])}\n" for label in HEADINGS if label in text and label != "Equation")
     return (
         f"\n## {short}\n\n{text['Summary']} [`{path}`](../{path})\n\n```\n{text['Equation']}\n```\n\n{lists}\n"
-        f"| config | default | values | meaning |\n|---|---|---|---|\n{''.join(rows)}"
+        f"| config | default | values | meaning |\n|---|---|---|---|\n{''.join(rows)}{named(module)}"
     )
 
 

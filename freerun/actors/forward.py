@@ -10,10 +10,13 @@ function.
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from freerun.actors.linear import Linear
 from freerun.actors.slots import Plan
+from freerun.models.routing import Routers
 
 _NAME = "freerun_slots"
 
@@ -63,14 +66,24 @@ def attention(
 
 
 class HuggingFaceForward:
-    """The generic path: the model's own forward, packed into one row without padding."""
+    """The generic path: the model's own forward, packed into one row without padding. Its attention and the products of its
+    linear layers are replaced by ours. With `routers`, which experts each token went to is kept beside its keys and values."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, routers: Routers | None = None) -> None:
         AttentionInterface.register(_NAME, attention)
-        self.model = model
+        self.model, self._routers = model, routers
         model.set_attn_implementation(_NAME)
+        self.refresh()
 
     def __call__(self, token_N: Tensor, plan: Plan, row_R: Tensor | None) -> Tensor:
+        if self._routers is None:
+            return self._logits(token_N, plan, row_R)
+        with self._routers.recording() as expert_Nk:
+            logits_RV = self._logits(token_N, plan, row_R)
+        plan.slots.write_routing(torch.stack(expert_Nk), plan)
+        return logits_RV
+
+    def _logits(self, token_N: Tensor, plan: Plan, row_R: Tensor | None) -> Tensor:
         output = self.model(
             input_ids=token_N[None],
             position_ids=plan.position_N[None],
@@ -81,4 +94,7 @@ class HuggingFaceForward:
         return output.logits[0]
 
     def refresh(self) -> None:
-        """Nothing to do: the modules read their parameters at every call."""
+        """Take up the parameters that the model points at now."""
+        for module in self.model.modules():
+            if type(module) is nn.Linear:
+                module.forward = Linear(module)

@@ -34,6 +34,8 @@ class GeneratorConfig:
     """Compute what prompts have in common at their start once per weights version."""
     fast: bool = True
     """Use the short forward written for Llama-like models where it applies, instead of the model's own."""
+    routing: bool = False
+    """Record which experts each token goes to. A run does so where its algorithm replays that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ class GeneratorExecutor:
         self._adopted: int | None = None
         self.engine = NativeEngine(
             built.model,
-            verified(built.model, fast=config.fast),
+            verified(built.model, fast=config.fast, routing=config.routing),
             num_layers=layers(built.model),
             encode=built.encode,
             decode=built.decode,

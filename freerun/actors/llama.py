@@ -2,13 +2,11 @@
 
 Shapes: N tokens of one pass, R rows of logits, V vocabulary, C hidden width, H query heads, K key/value heads, D head width.
 
-Decoding a small model is bound by the number of operations, a larger one by matrix products with few rows. So: query, key and
-value land in one buffer and are rotated together, residuals are added inside the product, rotations come from a table, small
-neighbouring matrices are joined (a copy per version), few rows go through a kernel of their own where it applies (`skinny`),
-and otherwise the vocabulary is projected in column blocks that stay in cache.
+Decoding a small model is bound by the number of operations, a larger one by matrix products with few rows. So: layers that read
+the same input are one product (`linear`), query and key are rotated together, and rotations come from a table. What flows along
+the layers is float32 whatever type the products have, as in a trainer under autocast.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from freerun.actors import skinny
+from freerun.actors.linear import Linear
 from freerun.actors.slots import Plan
 
-_JOIN = 2**18
-"""Neighbouring projections of up to this many weights together are joined into one matrix."""
-_BLOCK = 3072
-"""Columns of the vocabulary projected at a time on a CPU: 10 to 20% faster than all 49152 at once with 8 to 64 rows."""
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 
 
@@ -35,60 +29,16 @@ def applies(model: PreTrainedModel) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """Linear layers that read the same input: weights, each with the columns of the output that it fills, and their biases."""
-
-    parts: tuple[tuple[Tensor, int, int], ...]
-    width: int
-    bias: Tensor | None
-    skinny: bool
-
-    @classmethod
-    def of(cls, *layers: torch.nn.Linear) -> "Joined":
-        weights = [layer.weight for layer in layers]
-        if len(weights) > 1 and sum(w.numel() for w in weights) <= _JOIN:
-            weights = [torch.cat(weights)]
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        return cls.over(weights, torch.cat(biases) if biases else None)
-
-    @classmethod
-    def over(cls, weights: Sequence[Tensor], bias: Tensor | None = None) -> "Joined":
-        parts, width = [], 0
-        for weight in weights:
-            parts.append((weight, width, width + weight.shape[0]))
-            width += weight.shape[0]
-        return cls(tuple(parts), width, bias, skinny.applies(*weights))
-
-    def __call__(self, x_NC: Tensor, residual_NC: Tensor | None = None) -> Tensor:
-        """`x W^T + bias`, plus `residual_NC` if there is one weight only."""
-        few = self.skinny and 0 < x_NC.shape[0] <= skinny.MOST_ROWS
-        if len(self.parts) > 1:
-            out = x_NC.new_empty(x_NC.shape[0], self.width)
-            for weight, first, last in self.parts:
-                if few:
-                    skinny.product(x_NC, weight, out_MN=out[:, first:last])
-                else:
-                    torch.mm(x_NC, weight.t(), out=out[:, first:last])
-        elif few:
-            out = skinny.product(x_NC, self.parts[0][0], add_MN=residual_NC)
-        elif residual_NC is not None:
-            out = torch.addmm(residual_NC, x_NC, self.parts[0][0].t())
-        else:
-            out = torch.mm(x_NC, self.parts[0][0].t())
-        return out if self.bias is None else out.add_(self.bias)
-
-
-@dataclass(frozen=True, slots=True)
 class Layer:
     """The weights of one layer, in the form in which they are used."""
 
     norm: Tensor
-    qkv: Joined
+    qkv: Linear
     qk_norm: Tensor | None
-    out: Joined
+    out: Linear
     mlp_norm: Tensor
-    gate_up: Joined
-    down: Joined
+    gate_up: Linear
+    down: Linear
     window: int | None
     scale: float
 
@@ -107,32 +57,30 @@ class LlamaForward:
     @torch.inference_mode()
     def refresh(self) -> None:
         """Take up the parameters that the model points at now."""
-        self._layers = [self._layer(layer) for layer in self._model.model.layers]
-        self._embedding = self._model.model.embed_tokens.weight
-        self._norm = self._model.model.norm.weight
-        head = self._model.lm_head.weight
-        self._head = Joined.over(head.split(_BLOCK) if head.device.type == "cpu" else [head])
+        body = self._model.model
+        self._embedding, self._norm = body.embed_tokens.weight, body.norm.weight.float()
+        self._layers = [self._layer(layer) for layer in body.layers]
+        self._head = Linear(self._model.lm_head, dtype=torch.float32)
 
     def __call__(self, token_N: Tensor, plan: Plan, row_R: Tensor | None) -> Tensor:
         heads, both, width = self._heads, self._heads + self._kv_heads, self._width
-        hidden_NC = F.embedding(token_N, self._embedding)
+        hidden_NC = F.embedding(token_N, self._embedding).float()
         count = hidden_NC.shape[0]
         cos_N1D, sin_N1D = self._rotations(plan)
         for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(self._rms(hidden_NC, layer.norm))
+            qkv = layer.qkv(self._norm_of(hidden_NC, layer.norm))
             qk = qkv[:, : both * width].view(count, both, width)
             if layer.qk_norm is not None:
-                qk = self._rms(qk, layer.qk_norm)
+                qk = self._norm_of(qk.float(), layer.qk_norm)
             qk = torch.addcmul(qk * cos_N1D, torch.roll(qk, width // 2, -1), sin_N1D)
             value = qkv[:, both * width :].view(count, self._kv_heads, width)
             mixed = plan.attend(index, qk[:, :heads], qk[:, heads:], value, scale=layer.scale, window=layer.window)
-            hidden_NC = layer.out(mixed.reshape(count, -1), hidden_NC)
-            gate_up = layer.gate_up(self._rms(hidden_NC, layer.mlp_norm))
-            gate, up = gate_up.chunk(2, -1)
-            hidden_NC = layer.down(F.silu(gate).mul_(up), hidden_NC)
+            hidden_NC += layer.out(mixed.reshape(count, -1))
+            gate, up = layer.gate_up(self._norm_of(hidden_NC, layer.mlp_norm)).chunk(2, -1)
+            hidden_NC += layer.down(F.silu(gate).mul_(up))
         if row_R is not None:
             hidden_NC = hidden_NC[row_R]
-        return self._head(self._rms(hidden_NC, self._norm))
+        return self._head(self._norm_of(hidden_NC, self._norm))
 
     def _layer(self, layer: torch.nn.Module) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -145,27 +93,23 @@ class LlamaForward:
                 window = None
         qk_norm = None
         if isinstance(self._model, Qwen3ForCausalLM):
-            q_norm, k_norm = attention.q_norm.weight, attention.k_norm.weight
+            q_norm, k_norm = attention.q_norm.weight.float(), attention.k_norm.weight.float()
             qk_norm = torch.cat([q_norm.expand(self._heads, -1), k_norm.expand(self._kv_heads, -1)])
         return Layer(
-            norm=layer.input_layernorm.weight,
-            qkv=Joined.of(attention.q_proj, attention.k_proj, attention.v_proj),
+            norm=layer.input_layernorm.weight.float(),
+            qkv=Linear(attention.q_proj, attention.k_proj, attention.v_proj),
             qk_norm=qk_norm,
-            out=Joined.of(attention.o_proj),
-            mlp_norm=layer.post_attention_layernorm.weight,
-            gate_up=Joined.of(mlp.gate_proj, mlp.up_proj),
-            down=Joined.of(mlp.down_proj),
+            out=Linear(attention.o_proj),
+            mlp_norm=layer.post_attention_layernorm.weight.float(),
+            gate_up=Linear(mlp.gate_proj, mlp.up_proj),
+            down=Linear(mlp.down_proj),
             window=window,
             scale=attention.scaling,
         )
 
-    def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Root-mean-square norm over the last dimension. Written out on a CPU, where the library's takes twice as long."""
-        width = x.shape[-1]
-        if x.dtype is not torch.float32 or x.device.type != "cpu":
-            return F.rms_norm(x, (width,), None, self._eps) * weight
-        inverse = torch.linalg.vecdot(x, x).unsqueeze_(-1).div_(width).add_(self._eps).rsqrt_()
-        return (x * inverse).mul_(weight)
+    def _norm_of(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Root-mean-square norm over the last dimension, of float32, in the type of the products."""
+        return F.rms_norm(x, weight.shape[-1:], None, self._eps).mul_(weight).to(self._embedding.dtype)
 
     def _rotations(self, plan: Plan) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine [N, 1, D] of each token's position, such that rotation is `x cos + roll(x) sin`."""

@@ -67,7 +67,7 @@ class NativeEngine:
         self._pending: tuple[int, Mapping[str, Tensor]] | None = None
         self._partition = Partition()
         self._rows: tuple[SamplingRows, Tensor] | None = None
-        self._prefix: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
+        self._prefix: tuple[tuple[int, ...], tuple[Tensor, ...]] | None = None
         self._recent: tuple[int, ...] = ()
 
     @property
@@ -201,7 +201,8 @@ class NativeEngine:
             response.add(token, logp, self.version)
             stop = response.ended(self._eos, self._decode, self._max_context)
             if stop is not None:
-                trajectory = response.trajectory(self._decode, stop, self._policy)
+                routing_LTk = self._slots.routing(slot, response.length - 1)
+                trajectory = response.trajectory(self._decode, stop, self._policy, routing_LTk)
                 finished.append(Finished(response.item, response.sample, trajectory))
                 holes.append(slot)
         self.generated += len(responses)
@@ -218,13 +219,17 @@ class NativeEngine:
 
     def _close(self, holes: list[int]) -> None:
         """Move the last responses into the holes, so that the running ones stay dense."""
-        for hole in sorted(holes, reverse=True):
-            last = self._running.pop()
-            if hole < len(self._running):
-                self._slots.copy(len(self._running), [hole], last.length - 1)
-                self._running[hole] = last
-        if holes:
-            self._changed()
+        if not holes:
+            return
+        count = len(self._running) - len(holes)
+        targets = [hole for hole in holes if hole < count]
+        sources = [slot for slot in range(count, len(self._running)) if slot not in holes]
+        if targets:
+            self._slots.copy(sources, targets, max(self._running[slot].length - 1 for slot in sources))
+        for source, target in zip(sources, targets, strict=True):
+            self._running[target] = self._running[source]
+        del self._running[count:]
+        self._changed()
 
     def _fill(self, slots: Sequence[int], *, decoding: int, logits: bool) -> tuple[Tensor | None, Tensor | None]:
         """Compute keys and values of the responses in `slots` with the weights in use: of everything, and return the logits
@@ -241,7 +246,7 @@ class NativeEngine:
         rest = []
         for prompt, indices in members.items():
             if len(indices) > 1:
-                self._slots.copy(slots[indices[0]], [slots[i] for i in indices[1:]], len(prompt))
+                self._slots.copy([slots[indices[0]]], [slots[i] for i in indices[1:]], len(prompt))
             for index in indices:
                 response = responses[index]
                 response.filled = self.version
@@ -266,7 +271,7 @@ class NativeEngine:
         unknown = []
         for prompt, slot in where.items():
             if prompt in fresh:
-                self._slots.copy(fresh[prompt], [slot], len(prompt))
+                self._slots.copy([fresh[prompt]], [slot], len(prompt))
                 stretches[prompt] = Stretch(slot, len(prompt) - 1, prompt[-1:])
             else:
                 unknown.append(prompt)
@@ -306,7 +311,8 @@ class NativeEngine:
         """Run `stretches` through the model in passes of at most `prefill_tokens`, the first of which also decodes slots 0 to
         `decoding`. Returns the logits [n, V] of the latter and [R, V] after each stretch."""
         current = [(r.tokens[-1], r.length - 1) for r in self._running[:decoding]]
-        runs = self._partition.runs([p + 1 for _, p in current], self._slots.capacity) if decoding else ()
+        cut = decoding and not self._slots.compiled
+        runs = self._partition.runs([p + 1 for _, p in current], self._slots.capacity) if cut else ()
         decoded_nV = None
         outputs: list[Tensor] = []
         order: list[int] = []

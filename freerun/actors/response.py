@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from freerun.types import CachePolicy, Sampling, Stop, Trajectory
 
@@ -51,7 +52,13 @@ class Response:
             return Stop.LENGTH
         return Stop.CONTEXT if self.length >= max_context else None
 
-    def trajectory(self, decode: Callable[[Sequence[int]], str], stop: Stop | None, policy: CachePolicy) -> Trajectory:
+    def trajectory(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stop: Stop | None,
+        policy: CachePolicy,
+        routing_LTk: Tensor | None = None,
+    ) -> Trajectory:
         """What there is so far."""
         prompt, count = len(self.prompt), len(self.tokens)
         action_T = torch.zeros(prompt + count, dtype=torch.bool)
@@ -64,6 +71,7 @@ class Response:
             text=decode(self.tokens),
             stop=stop,
             cache_policy=policy,
+            routing_LTk=routing_LTk,
         )
 
     def _stop_string(self, decode: Callable[[Sequence[int]], str]) -> bool:

@@ -1,10 +1,11 @@
-"""Keys and values of the running responses: preallocated slots, and attention over them without padding or copies.
+"""Keys and values of the running responses: preallocated slots, and attention over them without padding.
 
 Shapes: L layers, S slots, H query heads, K key/value heads, G query heads per key/value head, T positions (capacity), D head
-width, N tokens of one forward pass (all responses concatenated, no padding).
+width, N tokens of one forward pass (all responses concatenated, no padding), k experts that a token goes to.
 
 A forward pass is described by a `Plan`, made once and used by every layer: where each token's key and value go, and which
-stretches of queries attend together. Grouped queries fold into the query length, so keys and values are never expanded.
+stretches of queries attend together. The compiled kernel, where it applies, needs only the former. The library's attends over
+rectangles; grouped queries fold into the query length, so keys and values are never expanded.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from freerun.actors import kernels
+
 _ROUND = 16
 _REACH = 32
 _CALL_COST = 48
@@ -22,15 +25,18 @@ _CALL_COST = 48
 
 class Slots:
     """Storage [L, S, K, T, D] for keys and for values. Allocated at the first write, when head counts and widths are known; `T`
-    doubles when a response needs more, up to `limit`."""
+    doubles when a response needs more, up to `limit`. Where routing is recorded it is kept beside them, as if it were the keys
+    of one head, so that it goes wherever they go."""
 
     def __init__(self, num_layers: int, num_slots: int, limit: int) -> None:
         self.num_layers = num_layers
         self.num_slots = num_slots
         self.limit = limit
         self.capacity = 0
+        self.compiled = False
         self.keys_LSKTD: Tensor | None = None
         self.values_LSKTD: Tensor | None = None
+        self.routing_LS1Tk: Tensor | None = None
 
     def reserve(self, length: int) -> None:
         """Make room for `length` positions per slot; what is stored stays."""
@@ -40,35 +46,59 @@ class Slots:
         if self.keys_LSKTD is not None:
             self.keys_LSKTD = self._grown(self.keys_LSKTD)
             self.values_LSKTD = self._grown(self.values_LSKTD)
+        if self.routing_LS1Tk is not None:
+            self.routing_LS1Tk = self._grown(self.routing_LS1Tk)
 
-    def write(self, layer: int, key_NKD: Tensor, value_NKD: Tensor, plan: "Plan") -> None:
-        """Store the keys and values of a forward pass where its plan says."""
+    def allocate(self, key_NKD: Tensor, value_NKD: Tensor) -> None:
+        """Make the storage for such keys and values, unless it is there."""
         if self.keys_LSKTD is None:
             self.keys_LSKTD = self._empty(key_NKD)
             self.values_LSKTD = self._empty(value_NKD)
+            self.compiled = key_NKD.shape == value_NKD.shape and kernels.usable(self.keys_LSKTD)
+
+    def write(self, layer: int, key_NKD: Tensor, value_NKD: Tensor, plan: "Plan") -> None:
+        """Store the keys and values of a forward pass where its plan says."""
+        self.allocate(key_NKD, value_NKD)
         row_M = plan.rows(key_NKD.shape[1], self.capacity)
         self.keys_LSKTD[layer].view(-1, key_NKD.shape[2]).index_copy_(0, row_M, key_NKD.reshape(-1, key_NKD.shape[2]))
         self.values_LSKTD[layer].view(-1, value_NKD.shape[2]).index_copy_(0, row_M, value_NKD.reshape(-1, value_NKD.shape[2]))
 
-    def copy(self, source: int, targets: Sequence[int], length: int) -> None:
-        """Copy the first `length` positions of slot `source` into each of `targets`."""
-        for storage in (self.keys_LSKTD, self.values_LSKTD):
-            for target in targets:
-                storage[:, target, :, :length] = storage[:, source, :, :length]
+    def write_routing(self, expert_LNk: Tensor, plan: "Plan") -> None:
+        """Store which experts the tokens of a forward pass went to."""
+        if self.routing_LS1Tk is None:
+            num_routers, _, num_active = expert_LNk.shape
+            shape = (num_routers, self.num_slots, 1, self.capacity, num_active)
+            self.routing_LS1Tk = expert_LNk.new_zeros(shape, dtype=torch.int16)
+        self.routing_LS1Tk[:, plan.slot_N, 0, plan.position_N] = expert_LNk.to(torch.int16)
 
-    def snapshot(self, slot: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [L, K, length, D] of the first `length` positions of a slot, copied."""
-        return self.keys_LSKTD[:, slot, :, :length].clone(), self.values_LSKTD[:, slot, :, :length].clone()
+    def routing(self, slot: int, length: int) -> Tensor | None:
+        """Experts [L, length + 1, k] of the first `length` positions of a slot, and -1 for one more; None if none are kept."""
+        if self.routing_LS1Tk is None:
+            return None
+        return F.pad(self.routing_LS1Tk[:, slot, 0, :length].cpu(), (0, 0, 0, 1), value=-1)
 
-    def restore(self, snapshot: tuple[Tensor, Tensor], slot: int, length: int) -> None:
+    def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+        """Copy the first `length` positions of slot `sources[i]` into slot `targets[i]`, or of the only source into all."""
+        source_P, target_P = torch.tensor(sources), torch.tensor(targets)
+        for storage in self._kept():
+            storage[:, target_P, :, :length] = storage[:, source_P, :, :length]
+
+    def snapshot(self, slot: int, length: int) -> tuple[Tensor, ...]:
+        """Keys and values [L, K, length, D] of the first `length` positions of a slot, copied; and routing, if it is kept."""
+        return tuple(storage[:, slot, :, :length].clone() for storage in self._kept())
+
+    def restore(self, snapshot: tuple[Tensor, ...], slot: int, length: int) -> None:
         """Write the first `length` positions of a snapshot into a slot."""
-        self.keys_LSKTD[:, slot, :, :length] = snapshot[0][:, :, :length]
-        self.values_LSKTD[:, slot, :, :length] = snapshot[1][:, :, :length]
+        for storage, saved in zip(self._kept(), snapshot, strict=True):
+            storage[:, slot, :, :length] = saved[:, :, :length]
 
     def clear(self, slot: int) -> None:
         """Zero a slot, so that values that are not finite cannot reach whoever uses it next."""
-        self.keys_LSKTD[:, slot] = 0
-        self.values_LSKTD[:, slot] = 0
+        for storage in self._kept():
+            storage[:, slot] = 0
+
+    def _kept(self) -> list[Tensor]:
+        return [s for s in (self.keys_LSKTD, self.values_LSKTD, self.routing_LS1Tk) if s is not None]
 
     def _empty(self, like_NKD: Tensor) -> Tensor:
         shape = (self.num_layers, self.num_slots, like_NKD.shape[1], self.capacity, like_NKD.shape[2])
@@ -96,9 +126,11 @@ class Stretch:
 
 @dataclass(slots=True)
 class Plan:
-    """One forward pass. `slot_N` and `position_N` say where each token belongs; `blocks` partition the queries."""
+    """One forward pass. `slot_N` and `position_N` say where each token belongs; `blocks` partition the queries, of which the
+    first `decoding` are one each for slots 0 to n."""
 
     slots: Slots
+    decoding: int
     slot_N: Tensor
     position_N: Tensor
     blocks: "Sequence[DecodeBlock | PrefillBlock]"
@@ -129,8 +161,13 @@ class Plan:
 
         `window` limits how far back a query sees (itself included); `softcap` and `sinks_H` as in Gemma 2 and gpt-oss.
         """
-        self.slots.write(layer, key_NKD, value_NKD, self)
+        self.slots.allocate(key_NKD, value_NKD)
         keys_SKTD, values_SKTD = self.slots.keys_LSKTD[layer], self.slots.values_LSKTD[layer]
+        if self.slots.compiled and softcap is None and sinks_H is None:
+            scale = query_NHD.shape[2] ** -0.5 if scale is None else scale
+            q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (query_NHD, key_NKD, value_NKD))
+            return kernels.attend(q, k, v, keys_SKTD, values_SKTD, self.slot_N, self.position_N, scale=scale, window=window)
+        self.slots.write(layer, key_NKD, value_NKD, self)
         kv_heads = key_NKD.shape[1]
         outputs = []
         for index, block in enumerate(self.blocks):
@@ -160,7 +197,7 @@ class Plan:
         at = (-1, window)
         if at not in self._masks:
             blocks = [block for block in self.blocks if isinstance(block, DecodeBlock)]
-            at_n111 = self.position_N[: blocks[-1].last, None, None, None]
+            at_n111 = self.position_N[: self.decoding, None, None, None]
             self._masks[at] = _causal_mask(at_n111, max(block.length for block in blocks), window, dtype)
         return self._masks[at]
 
@@ -269,7 +306,7 @@ def make_plan(
         slot_P = torch.tensor([stretches[index].slot for index in members], device=device)
         blocks.append(PrefillBlock(first, len(token), start, slot_P))
     token_N, slot_N, position_N = torch.tensor([token, slot, position], dtype=torch.int64, device=device)
-    return Plan(slots, slot_N, position_N, blocks), token_N, last
+    return Plan(slots, len(decoding), slot_N, position_N, blocks), token_N, last
 
 
 def partition(lengths: Sequence[int], capacity: int) -> list[tuple[int, int, int]]:

@@ -106,16 +106,20 @@ class Algorithm:
     terms      losses, in the order in which they are applied
     needs      batch columns that the terms read; checked at start-up and again at every read
     group_baseline   True if `credit` compares siblings, so that a group of one carries no signal
-    advantage_gates  True if every loss and its gradient is 0 where the advantage is 0: the trainer may then count such
-               trajectories in the denominators without computing them
+    advantage_gates  True if every loss and its gradient is 0 where the advantage, after `prepare`, is 0: the trainer may then
+               count such trajectories in the denominators without computing them
     reinforce_on_policy   True if at equal policies the gradient of the first term is that of REINFORCE on the column
-    `advantage` targets    pairs of online and target networks
+               `advantage`, as it is after `prepare`
+    targets    pairs of online and target networks
     init       the initial state
     events     named moments ("batch_start", "optimizer_step", "iteration_end") to pure state updates
     prepare    columns that take the whole step to make: `makes` are their names, `uses` those of the columns that it reads
     probe      the state for one optimiser step, from a look at its minibatch
     rebase     after each step: whether the reference policy becomes a copy of the policy as it is now
     forget_moments   whether every step begins with an optimiser that has no history
+    fresh_only   whether from this step on replayed items are left out, and a batch is passed over once
+    routing    in a mixture of experts, whose choice of experts is replayed: that of the generator when it sampled ("rollout"),
+               that of the trainer at the start of the update ("update"), or nobody's ("free")
     """
 
     name: str
@@ -134,11 +138,14 @@ class Algorithm:
     probe: Probe | None = None
     rebase: Callable[[State], bool] = _never
     forget_moments: bool = False
+    fresh_only: Callable[[State], bool] = _never
+    routing: Literal["free", "update", "rollout"] = "free"
 
     @property
     def columns(self) -> frozenset[str]:
-        """Every column that somebody has to give: what terms, masks and `prepare` read, but for what `prepare` adds."""
-        return (self.needs | {term.mask for term in self.terms}) - (self.makes - self.uses) | self.uses
+        """Every column that somebody has to give: what terms, reductions and `prepare` read, but for what `prepare` adds."""
+        reduced = {name for term in self.terms for name in (term.mask, *term.reduction.columns)}
+        return (self.needs | reduced) - (self.makes - self.uses) | self.uses
 
     @property
     def has_critic(self) -> bool:

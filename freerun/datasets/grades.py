@@ -9,7 +9,8 @@ from freerun.datasets.base import Episodes
 from freerun.datasets.files import FileConfig
 from freerun.errors import DataError
 
-GRADES = ("random", "medium", "medium-replay", "medium-expert", "expert")
+GradeName = Literal["random", "medium", "medium-replay", "medium-expert", "expert"]
+GRADES: tuple[GradeName, ...] = ("random", "medium", "medium-replay", "medium-expert", "expert")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,7 @@ class Grade:
 
     env: str = "pendulum"
     """A name from `freerun dataset list`."""
-    grade: Literal["random", "medium", "medium-replay", "medium-expert", "expert"] = "medium"
+    grade: GradeName = "medium"
     """How good the policy is that acts in it."""
 
     @property

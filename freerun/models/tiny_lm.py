@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from freerun.errors import ConfigError, DataError
@@ -66,11 +68,14 @@ class Config:
     """Most tokens of prompt and response together."""
     alphabet: str = "0123456789+-*=,>abcdefghijklmnopqrstuvwxyz "
     """The characters it reads and writes, each one once."""
+    weights: str = ""
+    """A safetensors file with the weights to begin with, such as a checkpoint's `policy.safetensors`; empty: random ones."""
 
     def build(self, *, dtype: str = "auto", device: str = "cpu", seed: int = 0) -> LanguageModel:
         """Random weights that depend on `seed` alone; torch's own random state is as before.
 
-        Raises `ConfigError` for sizes that do not divide and for an alphabet that repeats a character.
+        Raises `ConfigError` for sizes that do not divide and for an alphabet that repeats a character, `DataError` for weights
+        that are missing or belong to a model of other sizes.
         """
         self._check()
         tokenizer = CharTokenizer(self.alphabet)
@@ -91,8 +96,21 @@ class Config:
             # Not `torch.manual_seed`, which would reseed CUDA generators that `fork_rng(devices=[])` does not restore.
             torch.random.default_generator.manual_seed(seed)
             model = LlamaForCausalLM(sizes)
+        if self.weights:
+            self._load(model)
         model = model.to(device=device, dtype=resolve_dtype(dtype, device)).eval()
         return LanguageModel(model=model, tokenizer=tokenizer, context=self.context, eos=frozenset({EOS}), pad=PAD)
+
+    def _load(self, model: LlamaForCausalLM) -> None:
+        try:
+            model.load_state_dict(load_file(self.weights))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise DataError(
+                "the weights of the tiny model cannot be read",
+                given=f"{self.weights}: {error}",
+                expected="a safetensors file with the weights of a model of these sizes",
+                todo="correct model.weights, or the sizes",
+            ) from error
 
     def _check(self) -> None:
         if self.heads < 1 or self.kv_heads < 1 or self.width % (2 * self.heads) or self.heads % self.kv_heads:

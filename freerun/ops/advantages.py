@@ -35,6 +35,13 @@ def population_z_score(reward_G: Tensor, *, eps: float = 1e-6) -> Tensor:
     return _standardised(reward_G, reward_G.numel(), eps)
 
 
+def log_average_exp(reward_G: Tensor, *, temperature: float) -> Tensor:
+    """`r_i - t log(mean(exp(r / t)))`, t the temperature: from the best reward (t to 0) to the mean (t to infinity)."""
+    scaled_G = _centred(reward_G) / temperature
+    highest = scaled_G.max()
+    return (temperature * (scaled_G - highest - (scaled_G - highest).exp().mean().log())).float()
+
+
 def raw(reward_G: Tensor) -> Tensor:
     """The reward itself: no baseline."""
     return reward_G.float()

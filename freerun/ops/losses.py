@@ -33,14 +33,27 @@ def clipped_surrogate(
 
     With `dual` (> 1), the loss of a negative advantage is at most `-dual * A` (arXiv 1912.09729).
     """
-    ratio_BT, advantage_BT = log_ratio_BT.exp(), advantage_BT.detach()
-    loss_BT = torch.maximum(-ratio_BT * advantage_BT, -ratio_BT.clamp(1.0 - low, 1.0 + high) * advantage_BT)
-    negative_BT = advantage_BT < 0
-    clipped_BT = torch.where(negative_BT, ratio_BT < 1.0 - low, (ratio_BT > 1.0 + high) & (advantage_BT > 0))
+    ratio_BT, negative_BT = log_ratio_BT.exp(), advantage_BT < 0
+    loss_BT, clipped_BT = bounded_surrogate(ratio_BT, advantage_BT, 1.0 - low, 1.0 + high)
     if dual is not None:
-        loss_BT = torch.where(negative_BT, torch.minimum(loss_BT, -dual * advantage_BT), loss_BT)
+        loss_BT = torch.where(negative_BT, torch.minimum(loss_BT, -dual * advantage_BT.detach()), loss_BT)
         clipped_BT = clipped_BT | (negative_BT & (ratio_BT > dual))
     return loss_BT, clipped_BT
+
+
+def bounded_surrogate(
+    ratio_BT: Tensor, advantage_BT: Tensor, least: Tensor | float, most: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """`-min(r A, clip(r, least, most) A)` with bounds that may differ from token to token, and where it has no gradient."""
+    advantage_BT = advantage_BT.detach()
+    bounded_BT = ratio_BT.clamp(least, most)  # type: ignore[arg-type]
+    loss_BT = torch.maximum(-ratio_BT * advantage_BT, -bounded_BT * advantage_BT)
+    return loss_BT, beyond(ratio_BT, advantage_BT, least, most)
+
+
+def beyond(ratio_BT: Tensor, advantage_BT: Tensor, least: Tensor | float, most: Tensor | float) -> Tensor:
+    """True where a ratio has left `least` to `most` in the direction in which its advantage pushes it: the one-sided gate."""
+    return ((advantage_BT > 0) & (ratio_BT > most)) | ((advantage_BT < 0) & (ratio_BT < least))
 
 
 def nll(logp_BT: Tensor) -> Tensor:

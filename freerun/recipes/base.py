@@ -4,27 +4,22 @@ A recipe is a module in this folder (or any Python file) with a function `recipe
 what it shows and how long it takes. Nothing is registered: the folder is the list.
 """
 
-import importlib
-import importlib.machinery
-import importlib.util
-import pkgutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from freerun import recipes
+from freerun import discovery, recipes
 from freerun.actors.generator import GeneratorConfig
 from freerun.algorithms.base import AlgorithmConfig
-from freerun.config import nearest
 from freerun.errors import ConfigError
+from freerun.models.base import ModelConfig
 from freerun.rewards.pool import RewardConfig
 from freerun.schedule import ControllerConfig
 from freerun.tasks import examples
 from freerun.tasks.base import TaskConfig
 from freerun.tasks.examples import ExamplesConfig
+from freerun.trainer.config import ValueHeadConfig
 from freerun.trainer.trainer import TrainerConfig
 from freerun.types import Sampling
 
@@ -76,6 +71,41 @@ class WarmStartConfig:
     """Demonstrations per step."""
     lr: float = 1e-3
     """Learning rate of this stage."""
+    hold: float = 0.0
+    """Share of the steps that keep it; over the others it falls linearly to 0."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.hold <= 1.0:
+            raise ConfigError(
+                "the warm start cannot keep its learning rate for such a share of its steps",
+                given=f"hold {self.hold}",
+                expected="0 to 1",
+                todo="correct --warm-start.hold",
+            )
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step `step`, counted from 0."""
+        left = 1 - step / self.steps
+        return self.lr * min(1.0, left / (1 - self.hold)) if self.hold < 1 else self.lr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceValueConfig:
+    """A stage before RL that fits the reward to expect of the reference policy on a prompt: the column `value_reference`."""
+
+    examples: ExamplesConfig | None = None
+    """Scored responses to fit it to, which stand for the reference policy's own; none takes those of `offline`."""
+    head: ValueHeadConfig = field(default_factory=ValueHeadConfig)
+    """The estimator."""
+    epochs: int = 10
+    """Passes over the prompts; the best on those held back counts."""
+    batch: int = 64
+    """Prompts per step."""
+    held_back: float = 0.2
+    """Share of the prompts to judge by."""
+    select: Literal["all", "positive", "priority"] = "positive"
+    """Which responses of `offline` are trained on: every one, those better than expected, or those drawn in proportion to how
+    much better they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +126,8 @@ class RecordsConfig:
 class RunConfig:
     """A whole run."""
 
-    model: object
-    """The policy: a config whose `build` gives a `LanguageModel`."""
+    model: ModelConfig
+    """The policy: the network and its tokenizer."""
     task: TaskConfig
     """Prompts and reward."""
     algorithm: AlgorithmConfig
@@ -118,6 +148,8 @@ class RunConfig:
     """Where the demonstrations come from that `control.experts` adds to each step."""
     warm_start: WarmStartConfig | None = None
     """A supervised stage before RL, or none."""
+    reference_value: ReferenceValueConfig | None = None
+    """A stage after it that fits the value of prompts, or none."""
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     """Where executors run."""
     weights: WeightsConfig = field(default_factory=WeightsConfig)
@@ -134,47 +166,15 @@ NOT_RECIPES = ("base", "control_base")
 
 def names() -> list[str]:
     """Names of the shipped recipes, sorted."""
-    return sorted(_name(m.name) for m in pkgutil.iter_modules(recipes.__path__) if m.name not in NOT_RECIPES)
+    return discovery.names(recipes, "recipe")
 
 
 def load(name: str) -> ModuleType:
     """The module of a shipped recipe (`tiny-addition`) or of a Python file (`my_recipe.py`). Raises `ConfigError`."""
-    if name.endswith(".py"):
-        path = Path(name)
-        if not path.is_file():
-            raise ConfigError(
-                "recipe file not found", given=name, expected="a Python file with a function recipe()", todo="check the path"
-            )
-        loader = importlib.machinery.SourceFileLoader(path.stem, str(path))
-        spec = importlib.machinery.ModuleSpec(path.stem, loader, origin=str(path))
-        module = importlib.util.module_from_spec(spec)
-        # Executors in other processes import the recipe's own classes by this name.
-        sys.modules[path.stem] = module
-        loader.exec_module(module)
-    elif name in names():
-        module = importlib.import_module(f"freerun.recipes.{name.replace('-', '_')}")
-    else:
-        raise ConfigError(
-            f"unknown recipe '{name}'",
-            given=name,
-            expected=f"one of: {nearest(name, names())}",
-            todo="`freerun list` shows all; a path to a .py file works too",
-        )
-    if "recipe" not in vars(module):
-        raise ConfigError(
-            f"'{name}' is not a recipe",
-            given=f"module {module.__name__}",
-            expected="a function recipe() -> RunConfig, or ControlRun",
-            todo="define it, see freerun/recipes/tiny_addition.py",
-        )
-    return module
+    return discovery.load(recipes, "recipe", name, listing="freerun list", example="freerun/recipes/tiny_addition.py")
 
 
 def described() -> Iterator[tuple[str, str]]:
     """(name, first paragraph of the docstring) of every shipped recipe."""
     for name in names():
         yield name, " ".join((load(name).__doc__ or "").strip().split("\n\n")[0].split())
-
-
-def _name(module: str) -> str:
-    return module.replace("_", "-")

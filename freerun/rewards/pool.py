@@ -38,6 +38,9 @@ class RewardConfig:
 
     concurrency: int = 16
     """Calls that run at the same time."""
+    threads: bool = True
+    """Call a sync function in threads, so that slow calls overlap and hanging ones are given up. Off, it is called on the
+    executor's own thread, without a deadline: for functions that take less time than the way to a thread and back."""
     deadline: float = 30.0
     """Seconds that one call may take."""
     retries: int = 1
@@ -98,6 +101,7 @@ class RewardPool:
         self.name = function_name(function)
         self._function, self._config = function, config
         self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+        self._at_once = not (self._is_async or config.threads or config.delay_median)
         self._permits = asyncio.Semaphore(config.concurrency)
         self._idle: list[_Worker] = []
         self._abandoned: set[asyncio.Future] = set()
@@ -114,6 +118,8 @@ class RewardPool:
         Raises `RewardError` if the function returned something that is no reward, or if too many of its calls hang; calls that
         have not begun are then dropped.
         """
+        if self._at_once:
+            return [self._score_here(request) for request in requests]
         tasks = [asyncio.ensure_future(self._score_one(request)) for request in requests]
         try:
             return list(await asyncio.gather(*tasks))
@@ -142,8 +148,17 @@ class RewardPool:
                     break
             return outcome
 
+    def _score_here(self, request: RewardRequest) -> RewardResult | Failure:
+        for attempt in range(1, self._config.retries + 2):
+            call: Future = Future()
+            _answer(call, self._function, _arguments(request))
+            outcome = self._outcome(call, request, attempt)
+            if isinstance(outcome, RewardResult):
+                break
+        return outcome
+
     async def _attempt(self, request: RewardRequest, attempt: int) -> RewardResult | Failure:
-        arguments = (prompt_text(request.prompt), request.completion, request.prompt.meta)
+        arguments = _arguments(request)
         worker = None if self._is_async else self._idle.pop() if self._idle else _Worker(self._function)
         call = asyncio.ensure_future(self._function(*arguments) if worker is None else worker.call(*arguments))
         call.add_done_callback(self._ended)
@@ -159,6 +174,10 @@ class RewardPool:
             self._check_hung()
             reason = f"no answer within {self._config.deadline:g} s"
             return Failure(FailureKind.TIMEOUT, self.name, reason, attempt)
+        return self._outcome(call, request, attempt)
+
+    def _outcome(self, call: asyncio.Future | Future, request: RewardRequest, attempt: int) -> RewardResult | Failure:
+        """What a call that has ended becomes."""
         error = call.exception()
         if isinstance(error, RewardError):
             raise error
@@ -209,15 +228,24 @@ class _Worker:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             future, arguments = job
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(self._function(*arguments))
-            except StopIteration as error:
-                # A future cannot hold it: the call would seem to hang.
-                future.set_exception(RuntimeError(f"StopIteration: {error}"))
-            except BaseException as error:
-                future.set_exception(error)
+            if future.set_running_or_notify_cancel():
+                _answer(future, self._function, arguments)
+
+
+def _answer(future: Future, function: RewardFunction, arguments: tuple) -> None:
+    """Call `function` and let `future` hold what comes of it."""
+    try:
+        future.set_result(function(*arguments))
+    except StopIteration as error:
+        # A future cannot hold it: the call would seem to hang.
+        future.set_exception(RuntimeError(f"StopIteration: {error}"))
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _arguments(request: RewardRequest) -> tuple[str, str, Mapping[str, Any]]:
+    """What a reward function is called with."""
+    return prompt_text(request.prompt), request.completion, request.prompt.meta
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -31,10 +31,38 @@ class Solutions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Comparisons:
+    """Each training prompt of the task with its correct answer, of reward 1, and the next prompt's with a different one, of
+    reward 0."""
+
+    limit: int = 0
+    """Use so many of the prompts; 0 is all."""
+
+    def build(self, task: Task) -> Sequence[Example]:
+        """Raises `DataError` if all answers are the same."""
+        prompts = task.train[: self.limit] if self.limit else task.train
+        answers = [task.solution(prompt) for prompt in prompts]
+        found = []
+        for i, (prompt, right) in enumerate(zip(prompts, answers, strict=True)):
+            wrong = next((answer for answer in (*answers[i:], *answers[:i]) if answer != right), None)
+            if wrong is None:
+                raise DataError(
+                    "no answer of the task is wrong for another prompt",
+                    given=f"{len(answers)} answers, all {right!r}",
+                    expected="two different answers",
+                    todo="use more prompts, or a data set of comparisons",
+                )
+            rewards = (RewardResult(1.0), RewardResult(0.0))
+            found.append(Example(uid=prompt.uid, prompt=prompt, responses=(right, wrong), rewards=rewards))
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class File:
     """A JSON Lines file. A line holds `prompt` (text, or turns with role and content), `responses` (a list of texts), and may
     hold `rewards` (a number per response), `logps` (a list of numbers per response: the log-prob of each of its tokens under
-    the policy that wrote it, end token last) and `meta` (anything)."""
+    the policy that wrote it, end token last) and `meta` (anything). In place of responses and rewards it may hold a better text
+    `chosen` and a worse one `rejected`: rewards 1 and 0."""
 
     path: str
     """The file, UTF-8."""
@@ -59,7 +87,7 @@ class File:
             raise DataError(
                 f"{len(bad)} lines of {self.path} cannot be used" if bad else f"{self.path} holds no examples",
                 given="; ".join(bad[:5]) or "no lines",
-                expected="an object per line with prompt, responses, and where wanted rewards and logps, one per response",
+                expected="an object per line: prompt, responses (or chosen and rejected), where wanted rewards and logps",
                 todo="correct the lines",
             )
         return found
@@ -68,9 +96,13 @@ class File:
         """Raises `ValueError` with the reason if `row` is no example."""
         if not isinstance(row, dict):
             raise ValueError(f"a {type(row).__name__} instead of an object")
+        if row.keys() & {"chosen", "rejected"}:
+            if row.keys() & {"responses", "rewards"}:
+                raise ValueError("'chosen' and 'rejected' beside 'responses' or 'rewards'")
+            row = {**row, "responses": [row.get("chosen"), row.get("rejected")], "rewards": [1, 0]}
         responses, rewards, logps = row.get("responses"), row.get("rewards", []), row.get("logps", [])
         if not isinstance(responses, list) or not responses or not all(isinstance(r, str) for r in responses):
-            raise ValueError("'responses' is not a list of texts")
+            raise ValueError("'responses', or 'chosen' and 'rejected', are not a list of texts")
         if not isinstance(rewards, list) or len(rewards) not in (0, len(responses)) or not all(map(_is_finite, rewards)):
             raise ValueError(f"'rewards' are not {len(responses)} finite numbers")
         whole = isinstance(logps, list) and len(logps) in (0, len(responses))

@@ -23,6 +23,28 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValueHeadConfig:
+    """The head that estimates the reward to expect on a prompt, and how it is fitted."""
+
+    heads: int = 8
+    """Attention heads; they divide the width of the model."""
+    max_value: float = 1.0
+    """Largest reward; the smallest is 0."""
+    lr: float = 1e-3
+    """Learning rate of the fit (AdamW)."""
+
+    def __post_init__(self) -> None:
+        for rule, holds in {"heads >= 1": self.heads >= 1, "max_value, lr > 0": min(self.max_value, self.lr) > 0}.items():
+            if not holds:
+                raise ConfigError(
+                    "the value head does not work with this config",
+                    given=self,
+                    expected=rule,
+                    todo="correct reference_value.head in the recipe",
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerConfig:
     """Optimiser (AdamW), precision, packing, and how many optimiser steps a batch is used for.
 

@@ -74,6 +74,13 @@ class Trunk:
             ).last_hidden_state
         return hidden_RLD.flatten(0, 1)[pack.predicts_U.to(self.device)]
 
+    @torch.no_grad()
+    def all_hidden(self, tokens_RL: Tensor) -> Tensor:
+        """Last hidden states [R, L, D], float32 and without gradient, of right-padded token sequences."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            output = self.body(input_ids=tokens_RL.to(self.device), use_cache=False)
+        return output.last_hidden_state.float()
+
     def per_token(self, value_M: Tensor, pack: Pack) -> Tensor:
         """Values of the pack's action tokens, as it lists them, in the shape of the batch [B, T]."""
         size = pack.shape_BT[0] * pack.shape_BT[1]

@@ -6,16 +6,20 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from freerun.algorithms.base import Algorithm
+from freerun.models.routing import Routers
 from freerun.trainer.batch import Row, batch_of
 from freerun.trainer.config import TrainerConfig
 from freerun.trainer.forward import Critic, Policy, Predictions, named_weights, outputs_of
 from freerun.trainer.packing import Pack, packs_of_rows, packs_of_trees
+from freerun.trainer.prompt_value import PromptValue
+from freerun.trainer.routing import alike, give_routing, replayed
 from freerun.trainer.update import GradientSum, divide_and_clip
 from freerun.types import Batch, Mean, Metric, Sum
 
@@ -30,13 +34,15 @@ class NotFinite(ArithmeticError):
 
 
 class Learner:
-    """The policy being trained, the critic if there is one, their optimiser, and frozen copies of the policy.
+    """The policy being trained, the critic if there is one, their optimiser, frozen copies of the policy, and the value of a
+    prompt under the reference if one was fitted. With `routing`, the policy's tokens go to the experts that their rows name;
+    raises `ConfigError` if its model cannot do that.
 
     `trained` maps names to the parameters that the optimiser moves. `seconds` adds up the time of each phase until
     `take_records` hands it out, with the tokens that were computed.
     """
 
-    def __init__(self, network: PreTrainedModel, config: TrainerConfig, *, critic: bool = False) -> None:
+    def __init__(self, network: PreTrainedModel, config: TrainerConfig, *, critic: bool = False, routing: bool = False) -> None:
         self.critic = Critic(network.base_model, config) if critic else None
         if config.lora is not None:
             # peft is optional and slow to import: its leaf file is imported by runs that use it.
@@ -45,7 +51,9 @@ class Learner:
             add_adapters(network, config.lora, config.seed)
         self.config = config
         self.policy = Policy(network, config)
+        self._routers = Routers(network) if routing else None
         self.frozen: dict[str, Policy] = {}
+        self.value: PromptValue | None = None
         self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._policy_parameters = list(self.trained.values())
         self._critic_parameters = list(self.critic.parameters()) if self.critic is not None else []
@@ -71,6 +79,10 @@ class Learner:
         """From now on the frozen policy `name` is a copy of the policy as it is."""
         self.frozen[name] = self.policy_now()
 
+    def reference(self) -> Policy:
+        """The frozen reference policy; before it is frozen, the policy, which is what it will be."""
+        return self.frozen.get("reference", self.policy)
+
     def policy_now(self) -> Policy:
         """A frozen copy of the policy as it is."""
         return Policy(copy.deepcopy(self.policy.model).requires_grad_(False), self.config)
@@ -78,7 +90,8 @@ class Learner:
     def networks(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint has to hold."""
         critic = {} if self.critic is None else {"critic": self.critic}
-        return {"policy": self.policy.model, **critic, **{name: policy.model for name, policy in self.frozen.items()}}
+        value = {} if self.value is None else {"value_reference": self.value.head}
+        return {"policy": self.policy.model, **critic, **value, **{name: p.model for name, p in self.frozen.items()}}
 
     def published(self) -> Mapping[str, Tensor]:
         """The policy's weights under its Hugging Face names, adapters merged into the layers they belong to."""
@@ -95,7 +108,11 @@ class Learner:
             tokens, actions = [row.tokens_T for row in rows], [row.action_T for row in rows]
             if self.config.packing == "rows":
                 return packs_of_rows(tokens, actions, budget=self.config.micro_tokens)
-            return packs_of_trees(tokens, actions, budget=self.config.micro_tokens, balance=balance)
+            return packs_of_trees(tokens, actions, budget=self.config.micro_tokens, balance=balance, alike=alike(rows))
+
+    def is_small(self, rows: Sequence[Row]) -> bool:
+        """True if `rows` are one micro-batch at most, which can be said without packing them."""
+        return len(rows) * max((len(row.tokens_T) for row in rows), default=0) <= self.config.micro_tokens
 
     def predict(self, pack: Pack) -> Predictions:
         """What the trained networks give for a micro-batch."""
@@ -107,6 +124,12 @@ class Learner:
     ) -> None:
         """Forward and backward of one micro-batch, added to `gradient` and to `.grad`. Raises `NotFinite` before `.grad` is
         touched."""
+        with replayed(self._routers, pack, rows, self.policy.device):
+            self._backward(pack, rows, gradient, algorithm, before_update)
+
+    def _backward(
+        self, pack: Pack, rows: Sequence[Row], gradient: GradientSum, algorithm: Algorithm, before_update: bool
+    ) -> None:
         with self.timed("forward"):
             batch = batch_of([rows[i] for i in pack.members], self.policy.device)
             with torch.no_grad():
@@ -128,28 +151,40 @@ class Learner:
         self._padding += pack.padding
 
     @torch.no_grad()
-    def fix_columns(self, rows: Sequence[Row], columns: Iterable[str]) -> None:
-        """Give each row those of `columns` that networks make, as the networks are now."""
+    def fix_columns(self, rows: Sequence[Row], columns: Iterable[str], *, routing: bool = False) -> None:
+        """Give each row those of `columns` that networks make, as the networks are now, and with `routing` the experts to which
+        its tokens go now."""
         wanted = set(columns)
         current = {column: output for column, output in CURRENT.items() if column in wanted}
         frozen = {column: self.frozen[name] for column, name in FROZEN.items() if column in wanted}
-        for pack in self.packs(rows) if current or frozen else []:
+        for pack in self.packs(rows) if current or frozen or routing else []:
             made = {}
             with self.timed("forward"):
-                if current:
-                    now = outputs_of(self.predict(pack))
+                if current or routing:
+                    now = outputs_of(self._recorded(pack, rows) if routing else self._replayed(pack, rows))
                     made = {column: now[output] for column, output in current.items()}
                 made |= {column: policy(pack).logp_BT for column, policy in frozen.items()}
             for name, value_BT in made.items():
                 give(rows, pack.members, name, value_BT)
 
+    def _replayed(self, pack: Pack, rows: Sequence[Row]) -> Predictions:
+        with replayed(self._routers, pack, rows, self.policy.device):
+            return self.predict(pack)
+
+    def _recorded(self, pack: Pack, rows: Sequence[Row]) -> Predictions:
+        assert self._routers is not None, "routing is recorded by a learner that was made for it"
+        with self._routers.recording() as expert_Nk:
+            predictions = self.predict(pack)
+        give_routing(rows, pack, expert_Nk)
+        return predictions
+
     @torch.no_grad()
     def look(self, rows: Sequence[Row], outputs: Iterable[str]) -> tuple[dict[str, Tensor], Batch]:
         """What the trained networks give for `rows` now, without gradient, and the batch of them, in the order of the rows."""
-        marked = [Row(tokens_T=r.tokens_T, action_T=r.action_T, per_token={}, per_row={}) for r in rows]
+        marked = [replace(row, per_token={}, per_row={}) for row in rows]
         for pack in self.packs(marked):
             with self.timed("forward"):
-                now = outputs_of(self.predict(pack))
+                now = outputs_of(self._replayed(pack, marked))
             for name in outputs:
                 give(marked, pack.members, name, now[name])
         device = self.policy.device

@@ -34,6 +34,7 @@ class Pack:
     token_M        the action tokens
     slot_M         flat index of each action token in [B, T]
     shape_BT       (B, T)
+    paths          flat index into tokens_RL of every input token of each trajectory
     padding        how many of the tokens are padding
     """
 
@@ -46,6 +47,7 @@ class Pack:
     token_M: Tensor
     slot_M: Tensor
     shape_BT: tuple[int, int]
+    paths: tuple[Tensor, ...]
     padding: int
 
     @property
@@ -77,22 +79,32 @@ def allocate(lengths: Sequence[int], capacity: int, *, minimum: int = 1, padded:
 
 def packs_of_rows(tokens: Sequence[Tensor], actions: Sequence[Tensor], *, budget: int) -> list[Pack]:
     """Right-padded packs of at most `budget` tokens, padding included."""
-    inputs = [_inputs(t, a) for t, a in zip(tokens, actions, strict=True)]
+    inputs = _inputs(tokens, actions) if tokens else []
     return [
         _rows(tuple(members), tokens, actions, inputs) for members in allocate([len(i) for i in inputs], budget, padded=True)
     ]
 
 
-def packs_of_trees(tokens: Sequence[Tensor], actions: Sequence[Tensor], *, budget: int, balance: bool = True) -> list[Pack]:
+def packs_of_trees(
+    tokens: Sequence[Tensor],
+    actions: Sequence[Tensor],
+    *,
+    budget: int,
+    balance: bool = True,
+    alike: Sequence[Tensor] | None = None,
+) -> list[Pack]:
     """Tree packs of at most `budget` unique tokens.
 
-    With `balance` the packs are about equally large; without, every pack but the last is as full as it can be.
+    With `balance` the packs are about equally large; without, every pack but the last is as full as it can be. A prefix is
+    shared as far as its tokens agree, or the numbers of `alike` in their place, where more than the token decides what is
+    computed.
     """
-    inputs = [_inputs(t, a) for t, a in zip(tokens, actions, strict=True)]
+    inputs = _inputs(tokens, actions) if tokens else []
+    same = inputs if alike is None else _inputs(alike, actions)
     # Big-endian bytes compare like the numbers they hold, in one call and without a Python object per token.
-    keys = [i.numpy().astype(">u4").tobytes() for i in inputs]
+    keys = [i.numpy().astype(">u4").tobytes() for i in same]
     order = sorted(range(len(inputs)), key=keys.__getitem__)
-    shared = [0, *(_common(inputs[a], inputs[b]) for a, b in pairwise(order))][: len(order)]
+    shared = [0, *(_common(same[a], same[b]) for a, b in pairwise(order))][: len(order)]
     lengths = [len(inputs[i]) for i in order]
     cuts = _cut(lengths, shared, budget)
     if balance:
@@ -103,9 +115,11 @@ def packs_of_trees(tokens: Sequence[Tensor], actions: Sequence[Tensor], *, budge
     ]
 
 
-def _inputs(tokens_T: Tensor, action_T: Tensor) -> Tensor:
-    """Everything before the last action token."""
-    return tokens_T[: int(action_T.nonzero()[-1])]
+def _inputs(tokens: Sequence[Tensor], actions: Sequence[Tensor]) -> list[Tensor]:
+    """Of each trajectory everything before its last action token."""
+    action_BT = torch.nn.utils.rnn.pad_sequence(list(actions), batch_first=True)
+    last_B = (action_BT * torch.arange(action_BT.shape[1])).amax(-1)
+    return [tokens_T[:last] for tokens_T, last in zip(tokens, last_B.tolist(), strict=True)]
 
 
 def _common(left_T: Tensor, right_T: Tensor) -> int:
@@ -160,21 +174,24 @@ def _tree(
     tokens_RL = torch.cat(tails)[None]
     if num == max(len(path) for path in paths):
         # No branches, as in a pack of one long trajectory: plain causal attention needs no mask of N x N.
-        return _pack(members, tokens, actions, where, tokens_RL=tokens_RL)
+        return _pack(members, tokens, actions, where, paths, tokens_RL=tokens_RL)
     mask_NN = torch.zeros(num, num, dtype=torch.bool)
     for path_T, (first, common) in zip(paths, spans, strict=True):
         length = len(path_T)
         ancestors = torch.ones(length - common, length, dtype=torch.bool).tril(common)
         mask_NN[first : first + length - common, path_T] = ancestors
-    return _pack(members, tokens, actions, where, tokens_RL=tokens_RL, positions_RL=torch.cat(depths)[None], mask_NN=mask_NN)
+    positions_RL = torch.cat(depths)[None]
+    return _pack(members, tokens, actions, where, paths, tokens_RL=tokens_RL, positions_RL=positions_RL, mask_NN=mask_NN)
 
 
 def _rows(members: tuple[int, ...], tokens: Sequence[Tensor], actions: Sequence[Tensor], inputs: Sequence[Tensor]) -> Pack:
     tokens_RL = torch.nn.utils.rnn.pad_sequence([inputs[i] for i in members], batch_first=True)
-    width = tokens_RL.shape[1]
-    where = [row * width + actions[i].nonzero().squeeze(-1) - 1 for row, i in enumerate(members)]
+    action_RL = torch.nn.utils.rnn.pad_sequence([actions[i][1 : len(inputs[i]) + 1] for i in members], batch_first=True)
+    where = action_RL.flatten().nonzero().squeeze(-1).split(action_RL.sum(-1).tolist())
+    flat_RL = torch.arange(tokens_RL.numel()).view(tokens_RL.shape)
+    paths = [flat_RL[row, : len(inputs[i])] for row, i in enumerate(members)]
     padding = tokens_RL.numel() - sum(len(inputs[i]) for i in members)
-    return _pack(members, tokens, actions, where, tokens_RL=tokens_RL, padding=padding)
+    return _pack(members, tokens, actions, where, paths, tokens_RL=tokens_RL, padding=padding)
 
 
 def _pack(
@@ -182,6 +199,7 @@ def _pack(
     tokens: Sequence[Tensor],
     actions: Sequence[Tensor],
     where: Sequence[Tensor],
+    paths: Sequence[Tensor],
     *,
     tokens_RL: Tensor,
     positions_RL: Tensor | None = None,
@@ -205,5 +223,6 @@ def _pack(
         token_M=token_M[order],
         slot_M=slot_M[order],
         shape_BT=(len(members), longest),
+        paths=tuple(paths),
         padding=padding,
     )

@@ -7,6 +7,7 @@ they may start early), then `finish_step` (the rest; division by global counts, 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,22 +16,42 @@ from freerun.algorithms.base import AlgorithmConfig, State, Term
 from freerun.errors import ConfigError, Diverged
 from freerun.models.base import ModelConfig
 from freerun.trainer import state as files
-from freerun.trainer.batch import PRODUCED, Row, batch_of, check_group, data_metrics, rows_of, split_silent
-from freerun.trainer.config import LoraConfig, TrainerConfig
+from freerun.trainer.batch import (
+    PRODUCED,
+    Row,
+    advantage_metrics,
+    batch_of,
+    check_group,
+    data_metrics,
+    rows_of,
+    split_silent,
+)
+from freerun.trainer.config import LoraConfig, TrainerConfig, ValueHeadConfig
 from freerun.trainer.examples import group_of
 from freerun.trainer.learner import CURRENT, FROZEN, Learner, NotFinite, give
+from freerun.trainer.prompt_value import COLUMN as VALUE
+from freerun.trainer.prompt_value import PromptValue, check_fitted, give_values
 from freerun.trainer.reports import AccumulateReport, StepReport
 from freerun.trainer.update import GradientSum, check_algorithm, due, global_counts, share_a_count
-from freerun.types import Example, Group, Mean, Metric, Sampling, WeightsRef, merge_all
+from freerun.types import Example, Group, Mean, Metric, Sampling, Source, Sum, WeightsRef, merge_all
 from freerun.weights.channel import Publisher
 
 __all__ = ["AccumulateReport", "LoraConfig", "StepReport", "TrainerConfig", "TrainerExecutor", "check"]
 
 
-def check(config: TrainerConfig, algorithm: AlgorithmConfig, group_size: int, sampling: Sampling | None = None) -> None:
-    """Raises `ConfigError` for a combination that cannot learn, before anything starts."""
+def check(
+    config: TrainerConfig,
+    algorithm: AlgorithmConfig,
+    group_size: int,
+    sampling: Sampling | None = None,
+    *,
+    fits_value: bool = False,
+) -> None:
+    """Raises `ConfigError` for a combination that cannot learn, before anything starts. `fits_value` says whether the run has a
+    stage in which the value of the reference policy is fitted."""
     built = algorithm.build()
     check_algorithm(built, PRODUCED)
+    check_fitted(built, fits_value)
     if built.group_baseline and group_size == 1:
         raise ConfigError(
             f"algorithm '{built.name}' compares siblings, and a group of one has none",
@@ -48,8 +69,8 @@ def check(config: TrainerConfig, algorithm: AlgorithmConfig, group_size: int, sa
 
 
 class TrainerExecutor:
-    """Owns the policy, the optimiser and the algorithm's state. `version` is the newest one published, or, before `start`, the
-    one that will be.
+    """Owns the policy (`model`), the optimiser and the algorithm's state. `version` is the newest one published, or, before
+    `start`, the one that will be.
 
     A batch on which the run diverges is written below `directory`; None writes nothing.
     """
@@ -65,13 +86,15 @@ class TrainerExecutor:
         self._algorithm = algorithm.build()
         check_algorithm(self._algorithm, PRODUCED)
         self._config, self._directory = config, directory
-        self._model = model.build(dtype="float32", device=config.device, seed=config.seed)
-        self._learner = Learner(self._model.model, config, critic=self._algorithm.has_critic)
+        self.model = model.build(dtype="float32", device=config.device, seed=config.seed)
+        routing = self._algorithm.routing != "free"
+        self._learner = Learner(self.model.model, config, critic=self._algorithm.has_critic, routing=routing)
         self._warm: torch.optim.Optimizer | None = None
         self._publisher = publisher()
         self._pinned: frozenset[int] = frozenset()
         self.version, self._num_updates = 0, 0
         self._state: State = self._algorithm.init()
+        self._fresh_only, self._epochs = False, config.epochs
         self._groups: list[Group] = []
         self._rows: list[Row] = []
         self._records: list[Mapping[str, Metric]] = []
@@ -83,20 +106,27 @@ class TrainerExecutor:
         """Publish the current weights: version 0, or the one that was loaded. The optimiser of `warm_start` is forgotten, and
         frozen policies that the algorithm wants are frozen here."""
         self._warm = None
-        for column, name in FROZEN.items():
+        check_fitted(self._algorithm, self._learner.value is not None)
+        for column, name in (*FROZEN.items(), (VALUE, "reference")):
             if column in self._algorithm.columns and name not in self._learner.frozen:
                 self._learner.freeze(name)
         return self._publisher.publish(self.version, self._learner.published())
 
     def accumulate(self, items: Sequence[Group | Example]) -> AccumulateReport:
-        """Take items of the current step. Where the algorithm allows, micro-batches that are full run now.
+        """Take items of the current step; replayed ones count as unused once the algorithm wants fresh ones only. Where it
+        allows, micro-batches that are full run now.
 
         Raises `DataError` or `StaleItem` for items that must not be trained on, before any of them is; `Diverged` for a loss
         that is not finite.
         """
-        groups = [group_of(item, self._model) if isinstance(item, Example) else item for item in items]
-        for group in groups:
+        given = [group_of(item, self.model) if isinstance(item, Example) else item for item in items]
+        for group in given:
             check_group(group, version=self.version, max_lag=self._config.max_lag, max_age=self._config.max_age)
+        groups = [group for group in given if not (self._fresh_only and group.source is Source.REPLAY)]
+        if len(groups) < len(given):
+            self._records.append({f"items/unused/{Source.REPLAY}": Sum(len(given) - len(groups))})
+        if not groups:
+            return AccumulateReport(len(self._groups), len(self._rows))
         if not self._groups:
             self._fire("batch_start", {})
             self._loss_state = self._state
@@ -107,13 +137,20 @@ class TrainerExecutor:
                 credited, self._state = rows_of(group, len(self._groups), self._algorithm, self._state, version=self.version)
             rows += credited
             self._groups.append(group)
+        if self._learner.value is not None and VALUE in self._algorithm.columns:
+            with self._learner.timed("forward"):
+                give_values(rows, self._learner.value, self._learner.reference())
         self._records.append(data_metrics(groups, rows))
+        if "advantage" not in self._algorithm.makes:
+            self._records.append(advantage_metrics(rows))
         if not self._streams():
             self._rows += rows
             return AccumulateReport(len(self._groups), len(self._rows))
         loud, silent = split_silent(rows, self._algorithm)
         self._gradient.add_silent(batch_of(silent, self._learner.policy.device))
         self._rows += loud
+        if self._learner.is_small(self._rows):
+            return AccumulateReport(len(self._groups), len(self._rows))
         packs = self._learner.packs(self._rows, balance=False)
         with self._saving_what_is_not_finite():
             for pack in packs[:-1]:
@@ -157,7 +194,7 @@ class TrainerExecutor:
         self._warm = self._warm or self._learner.new_optimizer()
         rows: list[Row] = []
         for index, example in enumerate(examples):
-            rows += rows_of(group_of(example, self._model), index, built, built.init(), version=self.version)[0]
+            rows += rows_of(group_of(example, self.model), index, built, built.init(), version=self.version)[0]
         counts = global_counts(built.terms, batch_of(rows, self._learner.policy.device))
         gradient = GradientSum(built, built.terms, built.init(), counts)
         with self._saving_what_is_not_finite():
@@ -166,6 +203,26 @@ class TrainerExecutor:
             norm = self._learner.step(gradient, self._warm, lr)
         self._learner.take_records()
         return {k: v for k, v in gradient.metrics().items() if k.startswith("loss/")} | {"grad_norm": Mean(norm, 1)}
+
+    # --- the value of prompts, fitted before `start` -------------------------------------------------------------------------
+
+    def fit_value(self, examples: Sequence[Example], config: ValueHeadConfig) -> float:
+        """One step on the rewards of these examples, whose responses stand for the reference policy's. As `PromptValue.fit`."""
+        learner = self._learner
+        learner.value = learner.value or PromptValue(learner.policy, self.model, config, self._config.seed)
+        return learner.value.fit(learner.reference(), examples)
+
+    def judge_value(self, examples: Sequence[Example]) -> float:
+        """Mean squared error on examples that were held back; what is fitted counts from now on if it is the least so far."""
+        return self._fitted().judge(self._learner.reference(), examples)
+
+    def values(self, examples: Sequence[Example]) -> list[float]:
+        """The reward that the reference policy may expect on the prompt of each example."""
+        return self._fitted().of(self._learner.reference(), examples)
+
+    def _fitted(self) -> PromptValue:
+        assert self._learner.value is not None, "the value of prompts is fitted before it is asked for"
+        return self._learner.value
 
     # --- versions and checkpoints --------------------------------------------------------------------------------------------
 
@@ -188,6 +245,7 @@ class TrainerExecutor:
         if learner.policy.device.type == "cuda":
             random_state["cuda"] = torch.cuda.get_rng_state(learner.policy.device)
         counters = {"version": self.version, "num_updates": self._num_updates, "frozen": sorted(learner.frozen)}
+        counters["value"] = None if learner.value is None else asdict(learner.value.config)
         files.save_values(path, "trainer", {**counters, "algorithm": self._state_before_step, "random": random_state})
 
     def load(self, directory: str | Path) -> int:
@@ -197,6 +255,9 @@ class TrainerExecutor:
         values = files.load_values(path, "trainer")
         for name in values["frozen"]:
             learner.freeze(name)
+        if values["value"] is not None:
+            head = ValueHeadConfig(**values["value"])
+            learner.value = PromptValue(learner.policy, self.model, head, self._config.seed)
         files.load_networks(path, learner.networks())
         files.load_optimizer(path / "optimizer.safetensors", learner.optimizer, learner.trained)
         self.version, self._num_updates, self._state = values["version"], values["num_updates"], values["algorithm"]
@@ -216,6 +277,8 @@ class TrainerExecutor:
     def _begin_step(self) -> None:
         self._state_before_step = self._loss_state = self._state
         self._groups, self._rows, self._records = [], [], []
+        self._fresh_only = self._algorithm.fresh_only(self._state)
+        self._epochs = 1 if self._fresh_only else self._config.epochs
         self._gradient = GradientSum(self._algorithm, self._due(), self._loss_state)
 
     def _due(self) -> tuple[Term, ...]:
@@ -223,7 +286,7 @@ class TrainerExecutor:
 
     def _streams(self) -> bool:
         """True if micro-batches may run before the step is complete."""
-        once = self._config.minibatches * self._config.epochs == 1
+        once = self._config.minibatches * self._epochs == 1
         return once and share_a_count(self._due()) and self._algorithm.prepare is None and self._algorithm.probe is None
 
     def _minibatches(self) -> None:
@@ -246,21 +309,28 @@ class TrainerExecutor:
             self._loss_state = self._state
 
     def _fix_columns(self) -> None:
-        """Give the rows of the step what has to be made before its first update."""
+        """Give the rows of the step what has to be made before its first update: if `prepare` reads what networks make, for all
+        rows and in one pass; else after it, for those that it leaves something to learn from."""
         algorithm, learner = self._algorithm, self._learner
-        several = self._config.minibatches * self._config.epochs > 1
-        wanted = set(FROZEN) | (set(CURRENT) if several else set(CURRENT) & algorithm.uses)
-        rows = self._rows if algorithm.prepare is not None else split_silent(self._rows, algorithm)[0]
-        learner.fix_columns(rows, wanted & algorithm.columns)
-        if algorithm.prepare is not None and rows:
-            batch = batch_of(rows, learner.policy.device).read_by(f"algorithm '{algorithm.name}'")
+        several = self._config.minibatches * self._epochs > 1
+        wanted = (set(FROZEN) | (set(CURRENT) if several else set(CURRENT) & algorithm.uses)) & algorithm.columns
+        routing = several and algorithm.routing == "update"
+        early = bool(wanted & algorithm.uses)
+        if early:
+            learner.fix_columns(self._rows, wanted, routing=routing)
+        if algorithm.prepare is not None and self._rows:
+            batch = batch_of(self._rows, learner.policy.device).read_by(f"algorithm '{algorithm.name}'")
             for name, value_BT in algorithm.prepare(batch, self._loss_state).items():
-                give(rows, range(len(rows)), name, value_BT)
+                give(self._rows, range(len(self._rows)), name, value_BT)
+        if "advantage" in algorithm.makes:
+            self._records.append(advantage_metrics(self._rows))
+        if not early:
+            learner.fix_columns(split_silent(self._rows, algorithm)[0], wanted, routing=routing)
 
     def _parts(self) -> Iterator[frozenset[int]]:
         """The groups of each minibatch, over all epochs, in an order that follows from seed and version alone."""
         config, num = self._config, len(self._groups)
-        for epoch in range(config.epochs):
+        for epoch in range(self._epochs):
             seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{self.version}/{epoch}".encode()).digest()[:7])
             order = torch.randperm(num, generator=torch.Generator().manual_seed(seed)).tolist()
             for part in range(min(config.minibatches, max(1, num))):

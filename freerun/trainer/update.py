@@ -81,7 +81,7 @@ class GradientSum:
     def add_silent(self, batch: Batch) -> None:
         """Count trajectories whose loss is known to be 0 without computing it."""
         for term in self._terms:
-            share = float(count(batch[term.mask], term.reduction))
+            share = float(count(batch[term.mask], term.reduction, batch))
             self._seen[term.name] += share
             self._records.append({f"loss/{term.name}": Mean(0.0, share)})
 
@@ -99,10 +99,10 @@ class GradientSum:
         for term in self._terms:
             term_mask_BT = batch[term.mask]
             result = term.loss(outputs, batch.read_by(f"term '{term.name}' of algorithm '{self._algorithm.name}'"), self._state)
-            weight_BT = element_weights(term_mask_BT, term.reduction)
+            weight_BT = element_weights(term_mask_BT, term.reduction, batch)
             value = term.weight * weighted_sum(result.loss, weight_BT)
             total = total + (value if self._counts is None else value / max(1.0, self._counts[term.name]))
-            number, share = torch.stack([value.detach(), count(term_mask_BT, term.reduction)]).tolist()
+            number, share = torch.stack([value.detach(), count(term_mask_BT, term.reduction, batch)]).tolist()
             self._seen[term.name] += share
             self._records.append({f"loss/{term.name}": Mean(number, share), **_named(result.metrics)})
         self._records.append(means(mask_BT, entropy=predictions.entropy_BT))
@@ -116,7 +116,7 @@ class GradientSum:
 
 def global_counts(terms: Sequence[Term], batch: Batch) -> dict[str, float]:
     """The denominator of each term over a whole step; masks are data, so no forward pass is needed."""
-    return {term.name: float(count(batch[term.mask], term.reduction)) for term in terms}
+    return {term.name: float(count(batch[term.mask], term.reduction, batch)) for term in terms}
 
 
 @torch.no_grad()

@@ -19,9 +19,8 @@ LAYERS = {
     **dict.fromkeys(["program", "loops", "intake", "replay", "encoding"], 4),
     **dict.fromkeys(["env_schedule", "env_controller", "collection"], 4),
     **dict.fromkeys(["rundir", "environment", "runlock"], 4),
-    **dict.fromkeys(
-        ["cli", "launch", "launch_control", "dataset_cli", "staging", "tasks", "recipes", "claims", "plan", "watch"], 5
-    ),
+    **dict.fromkeys(["cli", "launch", "launch_control", "dataset_cli", "staging", "stages", "discovery"], 5),
+    **dict.fromkeys(["tasks", "recipes", "claims", "plan", "watch"], 5),
 }
 
 PROTOCOLS = {"freerun.placement.base", "freerun.weights.channel", "freerun.actors.engine"}
@@ -43,7 +42,7 @@ HOMES = {
     "h5py": ["datasets/hdf5.py"],
     "minari": ["datasets/minari.py"],
     "tyro": ["cli.py", "claims/*.py", "plan/*.py"],
-    "rich": ["cli.py", "dataset_cli.py", "watch/terminal.py", "watch/screen.py"],
+    "rich": ["cli.py", "dataset_cli.py", "claims/show.py", "claims/staleness.py", "watch/terminal.py", "watch/screen.py"],
     "tensorboard": ["watch/tensorboard.py"],
     "torch.utils.tensorboard": ["watch/tensorboard.py"],
     "wandb": ["watch/wandb.py"],

@@ -25,9 +25,10 @@ MODULES = [importlib.import_module(f"{language.__name__}.{found.name}") for foun
 
 
 def variants_of(module: ModuleType) -> dict[str, object]:
-    """The default config, and one config for each value that a field names and for each coefficient that is off by default."""
+    """The default config, one config for each value that a field names and for each coefficient that is off by default, and
+    the configs to which the module gives names."""
     hints = typing.get_type_hints(module.Config)
-    found = {"default": module.Config()}
+    found = {"default": module.Config(), **vars(module).get("NAMED", {})}
     for field in dataclasses.fields(module.Config):
         kind, values = hints[field.name], []
         if typing.get_origin(kind) is typing.Literal:
@@ -83,11 +84,13 @@ class Toy:
         lag_BT = torch.randint(4, shape, generator=make)
         mask_BT = torch.arange(shape[1]) < torch.tensor(self.lengths)[:, None]
         expert_B1 = (torch.arange(shape[0]) % 4 == 1)[:, None]
+        group_B = torch.arange(shape[0]) // 4
         self.batch = Batch(
             {
                 "mask": mask_BT,
                 "mask_rollout": mask_BT & ~expert_B1,
                 "mask_expert": mask_BT & expert_B1,
+                "mask_selected": mask_BT & (torch.arange(shape[0]) % 3 > 0)[:, None],
                 "logp_behaviour": logp_BT + 0.4 * normal(*shape),
                 "logp_proximal": logp_BT + 0.2 * normal(*shape),
                 "logp_reference": logp_BT + 0.4 * normal(*shape),
@@ -97,7 +100,8 @@ class Toy:
                 "lag": lag_BT,
                 "advantage": normal(shape[0], 1).expand(shape).clone(),
                 "reward": normal(shape[0]),
-                "group": torch.arange(shape[0]) // 4,
+                "group": group_B,
+                "group_tokens": torch.zeros(2, dtype=torch.int64).index_add(0, group_B, mask_BT.sum(-1))[group_B],
                 "values": normal(*shape),
                 "returns": normal(*shape),
                 "value_reference": normal(shape[0]),
@@ -144,8 +148,8 @@ def step_loss(algorithm: Algorithm, micro_batches: list[tuple[dict[str, Tensor],
         loss_sum, num = torch.zeros((), dtype=torch.float64), torch.zeros(())
         for outputs, batch in micro_batches:
             out, mask_BT = term.loss(outputs, batch, state), batch[term.mask]
-            loss_sum = loss_sum + weighted_sum(out.loss, element_weights(mask_BT, term.reduction))
-            num = num + count(mask_BT, term.reduction)
+            loss_sum = loss_sum + weighted_sum(out.loss, element_weights(mask_BT, term.reduction, batch))
+            num = num + count(mask_BT, term.reduction, batch)
             records.append(out.metrics)
         total = total + term.weight * loss_sum / num.clamp(min=1.0)
     return total, merge_all(records)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from freerun.errors import ConfigError
+from freerun.errors import ConfigError, DataError
 from freerun.metrics import describe
 from freerun.ops.reduce import Reduction
 from freerun.types import COLUMNS, Batch
@@ -141,18 +141,23 @@ def test_a_missing_column_is_an_error_that_names_it(config, toy, tools):
 
 
 def test_a_policy_gradient_reduces_to_reinforce_when_all_policies_are_one(policy_gradient, toy, tools):
-    algorithm, batch = policy_gradient.build(), toy.on_policy()
+    """The first term, on the advantage as `prepare` leaves it."""
+    algorithm = policy_gradient.build()
+    batch, term = tools.prepared(algorithm, toy.on_policy()), algorithm.terms[0]
     parameters = toy.parameters.clone().requires_grad_()
-    mask_BT = batch["mask"]
+    mask_BT = batch[term.mask]
     length_B1 = mask_BT.sum(-1, keepdim=True).clamp(min=1)
     num_rows = mask_BT.any(-1).sum()
+    group_BB = batch["group"][:, None] == batch["group"]
     weight_BT = {
         Reduction.TOKEN_MEAN: mask_BT / mask_BT.sum(),
         Reduction.SEQUENCE_MEAN_TOKEN_MEAN: mask_BT / length_B1 / num_rows,
         Reduction.SEQUENCE_MEAN_TOKEN_SUM: mask_BT / num_rows,
-    }[algorithm.terms[0].reduction]
-    (-weight_BT * batch["advantage"] * toy.outputs(parameters)["logp"]).sum().backward()
-    assert torch.allclose(tools.step_gradient(algorithm, toy, batch), parameters.grad, rtol=1e-6, atol=1e-7)
+        Reduction.PROMPT_MEAN: mask_BT / (group_BB * mask_BT.sum(-1)).sum(-1, keepdim=True) / 2,
+    }[term.reduction]
+    (-term.weight * weight_BT * batch["advantage"] * toy.outputs(parameters)["logp"]).sum().backward()
+    first = dataclasses.replace(algorithm, terms=(term,), prepare=None)
+    assert torch.allclose(tools.step_gradient(first, toy, batch), parameters.grad, rtol=1e-6, atol=1e-7)
 
 
 def test_the_gradient_is_the_finite_difference_with_detached_quantities_held_still(config, toy, tools):
@@ -209,10 +214,16 @@ def test_the_order_of_rows_and_extra_padding_change_nothing(config, toy, tools):
     [[1.0], [0.0], [0.5, 0.5, 0.5], [1e6, -1e6], [0.1, 0.1 + 1e-9]],
     ids=["one", "zero", "equal", "huge", "nearly equal"],
 )
-def test_credit_and_gradient_are_finite_for_every_group(config, toy, tools, rewards):
+def test_credit_and_gradient_are_finite_for_every_group_that_is_not_refused(config, toy, tools, rewards):
+    """A method to which some rewards mean nothing says so, with the rewards and what to do."""
     algorithm = config.build()
     group = tools.group_of(rewards)
-    advantage_G, state = algorithm.credit(group, algorithm.init())
+    try:
+        advantage_G, state = algorithm.credit(group, algorithm.init())
+    except DataError as refused:
+        assert str(rewards) in refused.given
+        assert "--algorithm." in refused.todo
+        return
     assert len(advantage_G) == len(rewards)
     assert advantage_G.dim() in (1, 2)
     assert bool(advantage_G.isfinite().all())
@@ -237,7 +248,8 @@ def test_advantages_gate_the_loss_just_where_the_algorithm_says_so(config, toy, 
 
 
 def test_a_batch_without_a_single_action_has_zero_gradient(config, toy, tools):
-    batch = toy.batch.with_columns(mask=torch.zeros_like(toy.batch["mask"]))
+    masks = {name: torch.zeros_like(column) for name, column in toy.batch.items() if name.startswith("mask")}
+    batch = toy.batch.with_columns(**masks)
     gradient = tools.step_gradient(config.build(), toy, batch)
     assert torch.equal(gradient, torch.zeros_like(gradient))
 

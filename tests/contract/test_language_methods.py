@@ -11,32 +11,7 @@ import torch
 from freerun.algorithms.language import aipo, decoupled_ppo, grpo, reinforce, sft
 from freerun.errors import ConfigError
 from freerun.ops import losses
-from freerun.types import Batch
-
-
-def log(*values):
-    return torch.tensor([values], dtype=torch.float64).log()
-
-
-def batch_of(advantage, **columns):
-    advantage_BT = torch.tensor([advantage], dtype=torch.float64)
-    return Batch({"mask": torch.ones_like(advantage_BT, dtype=torch.bool), "advantage": advantage_BT, **columns})
-
-
-def slopes(config, logp_BT, batch):
-    """Derivative of the first term's element-wise loss with respect to each log-prob, and the values of its metrics."""
-    algorithm = config.build()
-    logp_BT = logp_BT.clone().requires_grad_()
-    out = algorithm.terms[0].loss({"logp": logp_BT}, batch, algorithm.init())
-    out.loss.sum().backward()
-    return logp_BT.grad[0].tolist(), {name: metric.value for name, metric in out.metrics.items()}
-
-
-def same_gradient(tools, toy, left, right, **columns):
-    batch = toy.batch.with_columns(**columns)
-    gradients = [tools.step_gradient(config.build(), toy, batch) for config in (left, right)]
-    return torch.allclose(*gradients, rtol=1e-6, atol=1e-8)
-
+from tests.contract.worked import batch_of, log, same_gradient, slopes
 
 # REINFORCE and supervised fine-tuning
 
@@ -96,15 +71,6 @@ def test_aipo_on_policy_and_in_expectation_damps_by_rho_over_the_ratio(gradient)
     keep = torch.where(ratio > 2.0, 2.0 / ratio if gradient == "detached" else 0.0, 1.0)
     score_VV = torch.eye(3, dtype=torch.float64) - current
     assert torch.allclose(logits.grad, -((current * keep * advantage[0])[:, None] * score_VV).sum(0))
-
-
-def test_cispo_without_a_lower_clip_is_aipo(toy, tools):
-    """CISPO (arXiv 2506.13585): `-sg(clip(r, 1 - e_lo, 1 + e_hi)) A logp`, here with e_lo = 1, e_hi = rho - 1."""
-    parameters = toy.parameters.clone().requires_grad_()
-    logp_BT, mask_BT = toy.outputs(parameters)["logp"], toy.batch["mask"]
-    weight_BT = (logp_BT - toy.batch["logp_behaviour"]).exp().clamp(0.0, 1.3).detach()
-    (-(weight_BT * toy.batch["advantage"] * logp_BT)[mask_BT].sum() / mask_BT.sum()).backward()
-    assert torch.allclose(tools.step_gradient(aipo.Config(rho=1.3).build(), toy, toy.batch), parameters.grad, rtol=1e-6)
 
 
 # GRPO

@@ -1,7 +1,10 @@
 """The model of characters."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from freerun.errors import ConfigError, DataError
 from freerun.models import tiny_lm
@@ -23,6 +26,21 @@ def test_weights_depend_on_the_seed_alone_and_leave_the_random_state_of_torch_al
     again, other = SMALL.build(seed=1).model.state_dict(), SMALL.build(seed=2).model.state_dict()
     assert all(torch.equal(once[name], again[name]) for name in once)
     assert not torch.equal(once["lm_head.weight"], other["lm_head.weight"])
+
+
+def test_it_begins_with_the_weights_of_a_file_whatever_the_seed(tmp_path):
+    trained = SMALL.build(seed=3).model
+    save_file(trained.state_dict(), tmp_path / "policy.safetensors")
+    loaded = replace(SMALL, weights=str(tmp_path / "policy.safetensors")).build(seed=4).model
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in trained.state_dict().items())
+
+
+def test_weights_that_are_missing_broken_or_of_another_size_are_refused_by_name(tmp_path):
+    save_file(replace(SMALL, width=64).build().model.state_dict(), tmp_path / "wide.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    for name in ("wide", "torn", "absent"):
+        with pytest.raises(DataError, match=f"{name}.safetensors"):
+            replace(SMALL, weights=str(tmp_path / f"{name}.safetensors")).build()
 
 
 def test_characters_are_tokens_and_padding_and_the_end_are_not_text():

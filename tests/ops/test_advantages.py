@@ -1,5 +1,7 @@
 """Baselines against hand-worked numbers."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,7 +9,12 @@ from freerun.ops import advantages
 from freerun.types import Group, Prompt, RewardResult
 
 ONE_OF_EIGHT = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0])
-COMPARING = [advantages.group_mean, advantages.leave_one_out, advantages.z_score, advantages.population_z_score]
+COMPARING = [
+    advantages.group_mean,
+    advantages.leave_one_out,
+    advantages.z_score,
+    advantages.population_z_score,
+]
 
 
 def winner_and_losers(winner: float, loser: float) -> torch.Tensor:
@@ -36,7 +43,7 @@ def test_raw_is_the_reward():
     assert torch.equal(advantages.raw(ONE_OF_EIGHT), ONE_OF_EIGHT)
 
 
-@pytest.mark.parametrize("advantage", COMPARING)
+@pytest.mark.parametrize("advantage", [*COMPARING, partial(advantages.log_average_exp, temperature=0.3)])
 @pytest.mark.parametrize("reward", [0.0, 0.1, -3.7, 1e6])
 @pytest.mark.parametrize("num", [1, 2, 3, 7])
 def test_equal_rewards_and_groups_of_one_get_exactly_zero(advantage, reward, num):
@@ -63,3 +70,11 @@ def test_credit_applies_the_advantage_to_a_groups_rewards_and_keeps_the_state():
     advantage_G, after = advantages.credit(advantages.group_mean)(group, state)
     assert torch.equal(advantage_G, torch.tensor([1.0, -1.0, 0.0]))
     assert after is state
+
+
+@pytest.mark.parametrize(
+    ("temperature", "baseline"), [(0.01, 0.9792), (0.1, 0.7921), (1.0, 0.1946), (10.0, 0.1306), (100.0, 0.1256)]
+)
+def test_log_average_exp_is_between_the_mean_and_the_best_reward(temperature, baseline):
+    advantage_G = advantages.log_average_exp(ONE_OF_EIGHT, temperature=temperature)
+    assert torch.allclose(advantage_G, winner_and_losers(1 - baseline, -baseline), atol=1e-4)

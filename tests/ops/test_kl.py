@@ -57,6 +57,16 @@ def test_the_gradient_of_k3_as_a_loss_is_that_of_the_forward_divergence():
     assert torch.allclose(expected_gradient(kl.k3), forward)
 
 
+def test_weighted_k3_has_value_and_gradient_of_the_reverse_divergence_whoever_sampled():
+    sampler = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
+    logits = CURRENT.log().requires_grad_()
+    logp = logits.log_softmax(-1)
+    expected = (sampler * kl.weighted_k3(logp - REFERENCE.log(), logp - sampler.log())).sum()
+    expected.backward()
+    assert expected.item() == pytest.approx(EXACT)
+    assert torch.allclose(logits.grad, gradient_of_divergence(lambda p: (p * (p / REFERENCE).log()).sum()))
+
+
 def test_extreme_log_ratios_are_clamped():
     u = torch.tensor([-1e4, 1e4, -float("inf")])
     assert kl.k1(u).tolist() == [-20.0, 20.0, -20.0]

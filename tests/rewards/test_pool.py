@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -13,6 +13,8 @@ from freerun.rewards.pool import RewardConfig, RewarderExecutor, RewardPool, fun
 from freerun.types import Failure, FailureKind, Message, Prompt, RewardRequest, RewardResult
 
 QUICK = RewardConfig(concurrency=4, deadline=0.1, retries=1)
+HERE = RewardConfig(threads=False)
+WAYS = pytest.mark.parametrize("config", [QUICK, HERE], ids=["in threads", "at once"])
 
 
 def requests(*completions, meta=None):
@@ -60,7 +62,8 @@ def test_rewards_come_in_the_order_of_the_requests_whatever_the_order_of_complet
     assert [r.value for r in score(slow_first, requests("1", "2", "3"))] == [1.0, 2.0, 3.0]
 
 
-def test_sync_and_async_functions_get_the_prompt_the_completion_and_the_meta():
+@WAYS
+def test_sync_and_async_functions_get_the_prompt_the_completion_and_the_meta(config):
     def sync(prompt, completion, meta):
         return RewardResult(1.5, {"part": 2}, {"saw": [prompt, completion, meta["answer"]]})
 
@@ -68,8 +71,8 @@ def test_sync_and_async_functions_get_the_prompt_the_completion_and_the_meta():
         return sync(prompt, completion, meta)
 
     expected = [RewardResult(1.5, {"part": 2.0}, {"saw": ["question", "x", "7"]})]
-    assert score(sync, requests("x", meta={"answer": "7"})) == expected
-    assert score(asynchronous, requests("x", meta={"answer": "7"})) == expected
+    assert score(sync, requests("x", meta={"answer": "7"}), config) == expected
+    assert score(asynchronous, requests("x", meta={"answer": "7"}), config) == expected
 
 
 def test_of_a_chat_the_function_sees_the_last_turn():
@@ -82,20 +85,22 @@ def test_any_finite_real_number_is_a_reward(returned):
     assert result == RewardResult(float(returned)) and type(result.value) is float
 
 
+@WAYS
 @pytest.mark.parametrize(
     "returned", [float("nan"), float("inf"), None, "1.0", [1.0], RewardResult(0.0, {"form": float("nan")})]
 )
-def test_a_reward_that_is_no_finite_number_stops_the_run_and_names_the_function_and_what_it_returned(returned):
+def test_a_reward_that_is_no_finite_number_stops_the_run_and_names_the_function_and_what_it_returned(returned, config):
     def wrong(prompt, completion, meta):
         return returned
 
     with pytest.raises(RewardError) as caught:
-        score(wrong, requests("x"))
+        score(wrong, requests("x"), config)
     assert "wrong" in caught.value.what and "p0" in caught.value.what
     assert repr(returned) in caught.value.given
 
 
-def test_a_function_that_always_raises_is_called_again_and_then_is_a_typed_failure_of_that_response_only():
+@WAYS
+def test_a_function_that_always_raises_is_called_again_and_then_is_a_typed_failure_of_that_response_only(config):
     calls = []
 
     def picky(prompt, completion, meta):
@@ -104,14 +109,15 @@ def test_a_function_that_always_raises_is_called_again_and_then_is_a_typed_failu
             raise KeyError("no such key")
         return 1.0
 
-    good, bad = score(picky, requests("good", "bad"))
+    good, bad = score(picky, requests("good", "bad"), config)
     assert good == RewardResult(1.0)
     assert isinstance(bad, Failure) and bad.kind is FailureKind.VERIFIER and bad.attempts == 2
     assert "picky" in bad.where and "no such key" in bad.message
     assert calls.count("bad") == 2
 
 
-def test_a_function_that_raises_once_gets_its_reward_at_the_second_attempt():
+@WAYS
+def test_a_function_that_raises_once_gets_its_reward_at_the_second_attempt(config):
     calls = []
 
     def flaky(prompt, completion, meta):
@@ -120,12 +126,28 @@ def test_a_function_that_raises_once_gets_its_reward_at_the_second_attempt():
             raise ConnectionError("reset")
         return 1.0
 
-    assert score(flaky, requests("x")) == [RewardResult(1.0)]
+    assert score(flaky, requests("x"), config) == [RewardResult(1.0)]
 
 
-def test_stop_iteration_from_a_function_is_a_failure_and_not_a_hang():
-    (failure,) = score(lambda *_: next(iter(())), requests("x"), RewardConfig(deadline=60.0))
+@WAYS
+def test_stop_iteration_from_a_function_is_a_failure_and_not_a_hang(config):
+    (failure,) = score(lambda *_: next(iter(())), requests("x"), replace(config, deadline=60.0))
     assert failure.kind is FailureKind.VERIFIER and "StopIteration" in failure.message
+
+
+def test_without_threads_a_function_runs_on_the_thread_that_asks_and_in_the_order_of_the_requests():
+    seen = []
+
+    def remembers(prompt, completion, meta):
+        seen.append((threading.current_thread(), completion))
+        return 1.0
+
+    score(remembers, requests(*"abc"), HERE)
+    assert seen == [(threading.current_thread(), completion) for completion in "abc"]
+
+
+def test_a_simulated_delay_is_waited_for_without_threads_too():
+    assert score(length, requests("abc"), RewardConfig(threads=False, delay_median=1e-4)) == [RewardResult(3.0)]
 
 
 def test_a_hung_sync_call_is_abandoned_and_the_others_are_scored():

@@ -10,7 +10,7 @@ from freerun.config import dumps
 from freerun.errors import ConfigError, DataError
 from freerun.models import tiny_lm
 from freerun.rewards.verifiers import ExactMatch, last_number
-from freerun.tasks import addition, gym, reversal, sorting
+from freerun.tasks import addition, gym, reversal, scenes, sorting
 from freerun.tasks.base import Problem, Task, conversation, solved, split
 from freerun.types import Message, Prompt, RewardResult
 
@@ -28,6 +28,7 @@ CONFIGS = [
     reversal.Config(train=64, heldout=32),
     sorting.Config(train=64, heldout=32),
     addition.Config(train=64, heldout=32, style="lines"),
+    scenes.Config(train=64, heldout=32),
     SMALL_MIX,
     replace(gym.demo(), train=64, heldout=32),
 ]

@@ -70,7 +70,7 @@ def test_lora_trains_adapters_only_and_publishes_what_the_adapted_model_computes
     torch.testing.assert_close(start, named_weights(network), rtol=0, atol=0)
     for item in range(2):
         report = step(trainer, [group(item, version=item)])
-    adapted = trainer._model.model
+    adapted = trainer.model.model
     frozen = {k.replace(".base_layer", ""): v for k, v in named_weights(adapted).items() if "lora_" not in k}
     torch.testing.assert_close(frozen, named_weights(network), rtol=0, atol=0)
     assert all("lora_" in name for name in trainer._learner.trained)

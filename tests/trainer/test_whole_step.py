@@ -78,6 +78,44 @@ def test_columns_of_the_whole_step_reach_every_micro_batch(make_trainer, group, 
     assert float(torch.cat(seen).mean()) == pytest.approx(0.0, abs=1e-6)
 
 
+def chosen(reinforce, seen):
+    """REINFORCE on the trajectories above the mean reward alone; the others have no advantage and are not in the mask."""
+
+    def best(batch, state):
+        return {
+            "mask_selected": batch["mask"] & (batch["advantage"] > 0),
+            "advantage": batch["advantage"].clamp(min=0.0),
+        }
+
+    def loss(outputs, batch, state):
+        seen.append(batch)
+        return LossOut(-batch["advantage"] * (outputs["logp"] - batch["logp_reference"]))
+
+    return reinforce(
+        changes={
+            "terms": (Term(name="policy", loss=loss, mask="mask_selected"),),
+            "needs": frozenset({"mask_selected", "advantage", "logp_reference"}),
+            "prepare": best,
+            "uses": frozenset({"mask", "advantage"}),
+            "makes": frozenset({"mask_selected", "advantage"}),
+            "advantage_gates": True,
+        }
+    )
+
+
+def test_trajectories_that_prepare_leaves_without_advantage_are_not_computed(make_trainer, group, reinforce):
+    seen = []
+    trainer = make_trainer(chosen(reinforce, seen), micro_tokens=30)
+    trainer.start()
+    groups = [group(0, rewards=[1.0, 0.0, 0.0, 0.0]), group(1, rewards=[0.0, 0.0, 0.0, 3.0])]
+    metrics = step(trainer, groups).metrics
+    assert sum(len(batch["mask"]) for batch in seen) == 2
+    kept = groups[0].trajectories[0].num_actions + groups[1].trajectories[3].num_actions
+    assert metrics["loss/policy"].count == kept
+    total = 0.75 * groups[0].trajectories[0].num_actions + 2.25 * groups[1].trajectories[3].num_actions
+    assert metrics["advantage/mean"].value == pytest.approx(total / metrics["advantage/mean"].count), "as prepare made it"
+
+
 def test_a_probe_sees_the_whole_minibatch_and_decides_the_state_of_its_loss(make_trainer, group, reinforce):
     looks, states = [], []
 
@@ -135,6 +173,45 @@ def test_an_optimiser_without_history_begins_every_step_anew(make_trainer, group
     for version in range(3):
         step(trainer, [replace_versions(group(0), version)])
     assert {int(s["step"]) for s in trainer._learner.optimizer.state.values()} == {1}
+
+
+def test_from_a_step_on_replayed_items_are_left_out_and_a_batch_is_passed_over_once(make_trainer, group, reinforce):
+    """ReMix's switch: until then a step of two epochs trains on what it is given, and counts updates in its state."""
+    changes = {
+        "init": lambda: {"steps": 0, "updates": 0},
+        "events": {
+            "optimizer_step": lambda state, metrics: {**state, "updates": state["updates"] + 1},
+            "iteration_end": lambda state, metrics: {**state, "steps": state["steps"] + 1},
+        },
+        "fresh_only": lambda state: state["steps"] >= 2,
+    }
+    trainer, seen = make_trainer(reinforce(changes=changes), epochs=2, max_age=3), []
+    trainer.start()
+    for version in range(4):
+        trainer.accumulate([replace_versions(group(0), version)])
+        replayed = [replace(group(item), source=Source.REPLAY) for item in (1, 2)]
+        trainer.accumulate(replayed)
+        metrics = trainer.finish_step().metrics
+        used = {name: metrics[name].value for name in metrics if name.startswith("items/")}
+        seen.append((used, trainer._state["updates"]))
+    both, fresh = {"items/used/rollout": 1, "items/used/replay": 2}, {"items/used/rollout": 1, "items/unused/replay": 2}
+    assert seen == [(both, 2), (both, 4), (fresh, 5), (fresh, 6)]
+
+
+def test_the_switch_to_fresh_items_survives_a_checkpoint(make_trainer, group, reinforce, tmp_path):
+    changes = {
+        "init": lambda: {"steps": 0},
+        "events": {"iteration_end": lambda state, metrics: {"steps": state["steps"] + 1}},
+        "fresh_only": lambda state: state["steps"] >= 1,
+    }
+    trainer, other = (make_trainer(reinforce(changes=changes), max_age=3) for _ in range(2))
+    trainer.start()
+    step(trainer, [group(0)])
+    trainer.save(tmp_path / "a")
+    other.load(tmp_path / "a")
+    other.start()
+    report = other.accumulate([replace(group(1), source=Source.REPLAY)])
+    assert report.groups == 0
 
 
 def test_checkpoints_hold_the_critic_and_the_policies_of_the_past(make_trainer, group, reinforce, compared_with, tmp_path):

@@ -12,7 +12,7 @@ Named       `proximal`: "behaviour" is the paper's old policy, the one that samp
             staleness, so it is the default; "recomputed" is verl's: log-probs at the start of the update, as if that policy
             had sampled. `normalise`: "std" (n - 1, verl), "population_std", "none" (Dr.GRPO). `reduction`: the paper's is the
             default, verl's and DAPO's is token_mean. `dual_clip`: verl adds 3. `kl_estimator`: "k3" is the paper's, "k2" has
-            the KL's gradient.
+            the KL's gradient on-policy, "weighted_k3" anywhere (DeepSeek-V3.2; TRL's default).
 State       none.
 
 Shapes: B trajectories, T action tokens.
@@ -28,7 +28,6 @@ from freerun.ops.reduce import Reduction, means
 from freerun.types import Batch
 
 NORMALISE = {"std": advantages.z_score, "population_std": advantages.population_z_score, "none": advantages.group_mean}
-KL_ESTIMATORS = {"k3": kl.k3, "k2": kl.k2}
 PROXIMAL = {"behaviour": "logp_behaviour", "recomputed": "logp_proximal"}
 
 
@@ -46,7 +45,7 @@ class Config:
     """The policy around which the ratio is clipped."""
     kl_coefficient: float = 0.0
     """Weight of the KL to the reference policy; at 0 no reference is needed (paper: 0.04)."""
-    kl_estimator: Literal["k3", "k2"] = "k3"
+    kl_estimator: Literal["k3", "k2", "weighted_k3"] = "k3"
     """Estimator of that KL."""
     reduction: Reduction = Reduction.SEQUENCE_MEAN_TOKEN_MEAN
     """How token losses become one number."""
@@ -82,5 +81,9 @@ def policy_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config)
 
 
 def kl_loss(outputs: Outputs, batch: Batch, state: State, *, config: Config) -> LossOut:
-    loss_BT = KL_ESTIMATORS[config.kl_estimator](losses.log_ratio(outputs["logp"], batch["logp_reference"]))
+    u_BT = losses.log_ratio(outputs["logp"], batch["logp_reference"])
+    if config.kl_estimator == "weighted_k3":
+        loss_BT = kl.weighted_k3(u_BT, losses.log_ratio(outputs["logp"], batch[PROXIMAL[config.proximal]]))
+    else:
+        loss_BT = kl.k2(u_BT) if config.kl_estimator == "k2" else kl.k3(u_BT)
     return LossOut(loss_BT, means(batch["mask"], **{"kl/reference": loss_BT}))
