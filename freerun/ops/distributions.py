@@ -104,6 +104,14 @@ class Categorical(NamedTuple):
         return self.logp_BA.argmax(-1)
 
 
+def repeated(policy: Distribution, num: int) -> Distribution:
+    """`num` copies side by side, in front: samples are [num, B, ...], each drawn for itself."""
+    match policy:
+        case Gaussian() | SquashedGaussian() | Categorical():
+            return type(policy)(*(part.expand(num, *part.shape) for part in policy))
+    raise TypeError(f"copies of a {type(policy).__name__} are not defined")
+
+
 def log_slope(u_BA: Tensor) -> Tensor:
     """`sum log(1 - tanh(u)^2)` over the last dimension, stable for large |u|."""
     return (2.0 * (math.log(2.0) - u_BA - F.softplus(-2.0 * u_BA))).sum(-1)
