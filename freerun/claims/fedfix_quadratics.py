@@ -77,7 +77,8 @@ def claim() -> Claim:
     return Claim(
         sentence=(
             "On eight quadratics whose clients differ in speed by a factor of five, weights of importance over rate of taking "
-            "part remove more than 90% of the bias that equal weights have, under FedAvg, asynchronous FedAvg, FedFix and FedBuff."
+            "part remove more than 90% of the bias that equal weights have, under FedAvg, asynchronous FedAvg, FedFix and "
+            "FedBuff."
         ),
         paper="A general theory of asynchronous federated optimisation (arXiv 2206.10189)",
         method=rounds,

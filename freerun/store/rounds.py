@@ -144,7 +144,10 @@ class Rounds:
         self._first = math.inf
 
     def may_begin(self, client: int) -> bool:
-        return client not in self._working and not (self.scheme.waits and any(w.client == client for w in self._arrived))
+        """Whether the client is idle, and need not wait for the end of a round: its own, or one that has all it waits for."""
+        if client in self._working or self.scheme.full(len(self._arrived), self.clients):
+            return False
+        return not (self.scheme.waits and any(work.client == client for work in self._arrived))
 
     def begin(self, client: int, version: int) -> int:
         """The number of the piece of work that `client` begins with the weights of `version`."""
