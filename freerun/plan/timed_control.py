@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from freerun.actors.collector import Collector, CollectReport
+from freerun.clients import Beat, Client, Server
 from freerun.env_controller import EnvController
-from freerun.launch_control import executors
+from freerun.launch_control import BEAT, executors, supply_of
 from freerun.metrics import Evaluation, Fanout, TrialRecord
 from freerun.placement.base import ExecutorSpec
 from freerun.placement.inline import InlinePlacement
@@ -75,6 +76,27 @@ class TimedTrainer(ControlTrainer):
         return report
 
 
+class TimedClient(Client):
+    """A client whose work takes exactly its seconds."""
+
+    def __init__(self, *args: Any, clock: Clock, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._clock = clock
+
+    def _wait_out(self, began: float) -> None:
+        self._clock.spend(self._seconds)
+
+
+class TimedBeat:
+    """As `Beat`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def wait(self, seconds: float) -> None:
+        self._clock.spend(seconds)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulated:
     """What came of a run: its evaluations, at simulated `seconds`; updates of the trainer, and environment steps."""
@@ -115,12 +137,14 @@ async def _simulate(
         program = ending.program = EnvController(
             config.control,
             placement=placement,
-            actors=[handles[name] for name in sorted(handles) if name.startswith("actor")],
+            actors=[handles[name] for name in sorted(handles, key=lambda n: (len(n), n)) if name.startswith("actor")],
             judge=handles["judge"],
             trainer=handles["trainer"],
             envs=config.actor.envs,
             capacity=replay[0] if replay else 1,
             rollouts=config.algorithm.build().consumes == "rollout",
+            supply=supply_of(config, placement.now),
+            beat=handles.get(BEAT),
             sink=ending,
             seed=config.seed,
             clock=placement.now,
@@ -133,9 +157,12 @@ async def _simulate(
 
 
 def _timed(spec: ExecutorSpec, times: ControlTimes, clock: Clock) -> ExecutorSpec:
-    if spec.name == "judge":
-        # Judging costs a run no time: it goes on beside it.
+    if spec.name == "judge" or spec.factory is Server:
+        # Judging costs a run no time, since it goes on beside it; adding up costs hardly any.
         return spec
+    if spec.factory is Client or spec.factory is Beat:
+        factory = TimedClient if spec.factory is Client else TimedBeat
+        return replace(spec, factory=factory, kwargs={**spec.kwargs, "clock": clock})
     timed = TimedTrainer if spec.factory is ControlTrainer else TimedCollector
     return replace(spec, factory=timed, kwargs={**spec.kwargs, "times": times, "clock": clock})
 

@@ -29,7 +29,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 from freerun.errors import ConfigError, IllegalTransition
 
 ROUNDING = 1e-9
-"""Relative slack of times that are sums: what arrives at the very end of an interval belongs to it."""
+"""Slack of times that are sums: what arrives at the very end of an interval belongs to it."""
 
 
 class Scheme(Protocol):
@@ -141,11 +141,12 @@ class Rounds:
         self.since, self.next_item = 0.0, 0
         self._working: dict[int, Work] = {}
         self._arrived: list[Work] = []
+        self._held: set[int] = set()
         self._first = math.inf
 
     def may_begin(self, client: int) -> bool:
-        """Whether the client is idle, and need not wait for the end of a round: its own, or one that has all it waits for."""
-        if client in self._working or self.scheme.full(len(self._arrived), self.clients):
+        """Whether the client is idle, and need not wait: for the end of its round, or for what comes of it."""
+        if client in self._working or client in self._held or self.scheme.full(len(self._arrived), self.clients):
             return False
         return not (self.scheme.waits and any(work.client == client for work in self._arrived))
 
@@ -171,15 +172,21 @@ class Rounds:
 
     def ready(self, now: float) -> bool:
         """Whether the round ends now."""
-        return self.scheme.full(len(self._arrived), self.clients) or now >= self.closing
+        due = self.closing
+        return self.scheme.full(len(self._arrived), self.clients) or now >= due - ROUNDING * max(1.0, abs(due))
 
     def take(self, now: float) -> list[Work]:
-        """End the round: what came in, in order of arrival."""
+        """End the round: what came in, in order of arrival. Until `published`, those whose work it is begin nothing new."""
         if not self.ready(now):
             raise self._illegal("the round cannot end", "that what the scheme waits for has happened")
         self.since = min(now, self.closing)
         arrived, self._arrived, self._first = self._arrived, [], math.inf
+        self._held = {work.client for work in arrived}
         return arrived
+
+    def published(self) -> None:
+        """The version that the round made is there."""
+        self._held = set()
 
     def counts(self) -> dict[str, int]:
         return {"admitted": self.next_item, "in_flight": len(self._working), "stored": len(self._arrived)}
@@ -221,6 +228,7 @@ def played(scheme: Scheme, seconds: Sequence[float], until: float) -> Iterator[R
         if rounds.ready(now):
             version += 1
             yield Round(now, version, tuple(rounds.take(now)))
+            rounds.published()
         elif agenda and agenda[0][0] <= rounds.closing * (1.0 + ROUNDING):
             now, client = heapq.heappop(agenda)
             rounds.arrive(client, now)

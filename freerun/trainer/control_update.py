@@ -166,6 +166,10 @@ class Updater:
         """Networks see observations as `(obs - mean) / std` from now on."""
         models.set_statistics(self.networks, mean.to(self._config.device), std.to(self._config.device))
 
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of all networks, targets included, as `<network>.<name>`."""
+        return {f"{name}.{key}": t for name, network in self.networks.items() for key, t in network.state_dict().items()}
+
     def published(self) -> dict[str, Tensor]:
         """The weights that actors need, as `<network>.<name>`."""
         return {

@@ -108,6 +108,8 @@ def test_every_piece_of_work_is_taken_once_and_somebody_can_always_go_on(scheme,
             works = machine.take(now)
             taken += [work.item for work in works]
             assert all(work.version <= version for work in works)
+            assert not any(machine.may_begin(work.client) for work in works)
+            machine.published()
             version += 1
         if not machine._working and not any(machine.may_begin(other) for other in range(clients)):
             assert math.isfinite(machine.closing) or machine.scheme.full(len(machine._arrived), clients)
