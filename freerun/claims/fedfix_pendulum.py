@@ -16,12 +16,12 @@ from freerun.recipes import pendulum_fedfix
 from freerun.recipes.control_base import ClientConfig
 from freerun.store import rounds
 from freerun.store.phases import Phase
-from freerun.store.rounds import Arrivals, Interval, Scheme, Synchronous
+from freerun.store.rounds import Arrivals, Interval, Synchronous
 
 WANTED = -300.0
 """Mean return over all masses at which a policy counts as good."""
 SECONDS = (1.0, 0.7333, 0.4667, 0.2)
-SCHEMES: Mapping[str, tuple[Scheme, float]] = {
+SCHEMES: Mapping[str, tuple[rounds.Config, float]] = {
     "fedavg": (Synchronous(), 1.0),
     "async": (Arrivals(1), 0.25),
     "fedfix": (Interval(0.4), 0.5),
