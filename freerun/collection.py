@@ -145,6 +145,7 @@ class Replay(Supply):
         return Turns(ratio=least, most=most, size=work.size, batch=work.batch, lead=schedule.lead, ahead=schedule.ahead)
 
     def order(self, version: int, actor: int) -> int | None:
+        self.table.expire(version)
         if not self.table.may_insert(self.coming):
             return None
         self.coming += 1

@@ -112,7 +112,7 @@ def _shown(episodes: Episodes) -> Table:
         "transitions": f"{episodes.num_rows:,}",
         "episodes": f"{len(lengths):,}, of {min(lengths)} to {max(lengths)} steps",
         "returns": f"{min(returns):.1f} to {max(returns):.1f}, mean {sum(returns) / len(returns):.1f}",
-        "terminated": f"{int(episodes.columns['terminated'].sum()):,}",
+        "that terminated": f"{int(episodes.columns['terminated'].sum()):,}",
         **{name: f"{tuple(column.shape[1:])} {column.dtype}" for name, column in episodes.columns.items()},
         **{name: str(value) for name, value in episodes.about.items()},
     }

@@ -52,7 +52,7 @@ def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 def unusable(path: Path, given: str, expected: str) -> CheckpointError:
     """The error for a file that cannot be loaded."""
     return CheckpointError(
-        f"{path.name} of the checkpoint cannot be loaded",
+        f"cannot load {path.name} of the checkpoint",
         given=given,
         expected=expected,
         todo=f"check {path}, and that the config is the run's own",

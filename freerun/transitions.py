@@ -31,7 +31,7 @@ class Spaces:
     actions: int
     discrete: bool
     pixels: bool = False
-    """Observations are bytes from 0 to 255."""
+    """Observations are bytes: colours from 0 to 255, or symbols."""
 
 
 TRANSITIONS: Mapping[str, Column] = {

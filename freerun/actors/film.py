@@ -23,22 +23,29 @@ MILLISECONDS = 60
 def film(
     env: EnvConfig, act: Callable[[np.ndarray], np.ndarray], path: Path, *, seed: int, frames: int, most: int = 1000
 ) -> str:
-    """Play one episode, of at most `most` steps, and write `frames` frames of it, evenly spread, to `path`. Returns why there
-    is none where the environment cannot be drawn: a missing display is no reason to end a run."""
+    """Play one episode, of at most `most` steps, and write at most `frames` frames of it, evenly spread, to `path`. Returns why
+    there is none where the environment cannot be drawn: a missing display is no reason to end a run.
+
+    Drawing takes longer than acting, and nobody knows how long an episode will be. So every scene is drawn at first, and every
+    other one is left out, of those drawn and of those to come, whenever there are twice as many as wanted."""
     if not os.environ.get("DISPLAY"):
         # Both libraries can draw without a display, and must be told.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         os.environ.setdefault("MUJOCO_GL", "egl")
     scenes: list[np.ndarray] = []
+    stride = 1
     try:
         world = env.build(picture=True)
         try:
             obs = world.reset(seed)
-            for _ in range(most):
-                scene = world.picture()
-                if scene is None:
-                    return "the environment gives no picture"
-                scenes.append(smaller(scene.astype(np.uint8)))
+            for t in range(most):
+                if t % stride == 0:
+                    scene = world.picture()
+                    if scene is None:
+                        return "the environment gives no picture"
+                    scenes.append(smaller(scene.astype(np.uint8)))
+                    if len(scenes) == 2 * frames:
+                        scenes, stride = scenes[::2], 2 * stride
                 step = world.step(act(obs))
                 obs = step.obs
                 if step.terminated or step.truncated:

@@ -189,9 +189,9 @@ class Fleet:
             before = len(worker.outcomes)
             if worker.done.wait(self._config.deadline or None):
                 return outcomes | worker.outcomes
-            if len(worker.outcomes) > before:
+            finished = worker.abandon(unless_beyond=before)
+            if finished is None:
                 continue
-            finished = dict(worker.outcomes)
             hung, *rest = [job for job in part if job[0] not in finished]
             message = f"no answer within {self._config.deadline:g} s"
             outcomes |= finished | {hung[0]: Failure(FailureKind.TIMEOUT, f"environment {hung[0]}", message)}
@@ -249,6 +249,7 @@ class _Worker:
     def __init__(self) -> None:
         self.outcomes: dict[int, Outcome] = {}
         self.done = threading.Event()
+        self._lock, self._abandoned = threading.Lock(), False
         self._jobs: SimpleQueue[list[tuple[int, Callable[[], Any]]] | None] = SimpleQueue()
         threading.Thread(target=self._work, name="environment", daemon=True).start()
 
@@ -261,11 +262,23 @@ class _Worker:
         """End the thread once its present call, if it is in one, has returned."""
         self._jobs.put(None)
 
+    def abandon(self, *, unless_beyond: int) -> dict[int, Outcome] | None:
+        """Make this worker begin no further call, unless it has more than so many outcomes or is done; what it has. The call in
+        which it hangs may return some day: those after it are somebody else's by then."""
+        with self._lock:
+            if len(self.outcomes) > unless_beyond or self.done.is_set():
+                return None
+            self._abandoned = True
+            return dict(self.outcomes)
+
     def _work(self) -> None:
         while (jobs := self._jobs.get()) is not None:
-            outcomes = self.outcomes
             for i, call in jobs:
-                outcomes[i] = _attempt(i, call)
+                outcome = _attempt(i, call)
+                with self._lock:
+                    if self._abandoned:
+                        return
+                    self.outcomes[i] = outcome
             self.done.set()
 
 

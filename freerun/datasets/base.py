@@ -74,6 +74,8 @@ def check(name: str, columns: Mapping[str, Tensor]) -> None:
     for field_name, size in sizes.items():
         if size != num:
             raise _bad(name, None, field_name, f"{size} rows", f"{num} rows, as many as rewards")
+    if not columns["reward"].is_floating_point():
+        raise _bad(name, None, "reward", columns["reward"].dtype, "real numbers")
     if columns["next_obs"].shape != columns["obs"].shape:
         shapes = f"{tuple(columns['next_obs'].shape)} and {tuple(columns['obs'].shape)}"
         raise _bad(name, None, "next_obs", shapes, "the shape of obs")

@@ -107,7 +107,10 @@ def _acted(actions: Any, space: "kinds.Space", source: str) -> np.ndarray:
         scaled = (np.asarray(actions, np.float64) - space.low) / (space.high - space.low) * 2.0 - 1.0
         return scaled.astype(np.float32)
     raise DataError(
-        f"data set '{source}' has actions of another kind", given=space, expected="Discrete or a bounded Box", todo=""
+        f"data set '{source}' has actions of another kind",
+        given=space,
+        expected="Discrete or a bounded Box",
+        todo="convert them first",
     )
 
 

@@ -60,7 +60,9 @@ class Observer(nn.Module):
     def __init__(self, body: Body, spaces: Spaces, generator: Generator, normalise: bool) -> None:
         super().__init__()
         self.normalise = normalise and not spaces.pixels
-        self._dims, self._pixels = len(spaces.obs), spaces.pixels
+        self._dims = len(spaces.obs)
+        # Colours go up to 255, the symbols of MiniGrid to 10: its images are of bytes too.
+        self._largest = {"pixels": 255.0, "grid": 10.0, "flat": 1.0}[body.encoder] if spaces.pixels else 1.0
         if self.normalise:
             self.register_buffer("shift", torch.zeros(spaces.obs))
             self.register_buffer("scale", torch.ones(spaces.obs))
@@ -82,8 +84,7 @@ class Observer(nn.Module):
             return obs_B
         lead = obs_B.shape[: -self._dims]
         image_B = obs_B.reshape(-1, *obs_B.shape[-self._dims :])
-        image_B = image_B.float() / 255.0 if self._pixels else image_B.float()
-        return self.convolutions(image_B).reshape(*lead, -1)
+        return self.convolutions(image_B.float() / self._largest).reshape(*lead, -1)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """From now on inputs are `(obs - mean) / std`."""

@@ -140,9 +140,9 @@ class Turns:
     """Draws follow inserts at a ratio, in whole batches: exact where `SamplesPerInsert` is symmetric.
 
     Due are `ratio * (inserted - size) - drawn` draws, once `size` items were inserted. The consumer may draw what is due and
-    `lead` draws more; an item may be inserted while less than a batch could be drawn, and `ahead` items more, or if there is
-    none. So `-lead <= due < batch - lead + (ahead + 1) * ratio` as long as items are there, and with neither the two take
-    strict turns. There is always somebody who can go on, whatever the numbers.
+    `lead` draws more; an item may be inserted while less than a batch is due, and `ahead` items more, or if there is none. So
+    `-lead <= due < batch + (ahead + 1) * ratio` as long as items are there, and with neither the two take strict turns. There
+    is always somebody who can go on, whatever the numbers.
 
     With `most`, a consumer that would have to wait for slow producers may go on up to `most * (inserted - size) + lead` draws:
     `ratio` is then the least that an item is used, and what is left between the two is decided by who is slower.
@@ -166,7 +166,7 @@ class Turns:
         return 1
 
     def may_insert(self, level: Level) -> bool:
-        return not level.backlog or self._due(level, self.ratio) + self.lead < self.batch + self.ahead * self.ratio
+        return not level.backlog or self._due(level, self.ratio) < self.batch + self.ahead * self.ratio
 
     def budget(self, level: Level) -> int:
         if not level.backlog or level.inserted < self.size:

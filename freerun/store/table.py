@@ -206,7 +206,7 @@ class Table:
 
     def drawable(self, consumer: str, n: int, version: int) -> int:
         """How many of `n` draws would succeed now."""
-        self._expire(version)
+        self.expire(version)
         settings, selector = self.config.consumers[consumer], self._selectors[consumer]
         budget = min(n, self._limiters[consumer].budget(self._level(consumer)))
         return min(budget, selector.num_ready(budget)) if settings.uses else budget * selector.num_ready(1)
@@ -214,7 +214,7 @@ class Table:
     def draw(self, consumer: str, n: int, version: int) -> list[Draw]:
         """Up to `n` draws for a consumer at policy `version`: fewer if fewer are ready or allowed. An item that all consumers
         have used up leaves the table with its last draw."""
-        self._expire(version)
+        self.expire(version)
         settings, selector = self.config.consumers[consumer], self._selectors[consumer]
         draws: list[Draw] = []
         n = min(n, self._limiters[consumer].budget(self._level(consumer)))
@@ -235,7 +235,7 @@ class Table:
         """As `draw`, by a consumer that selects among the items itself, where their data lies: the draws are counted, and it
         must select from those that are there now. Returns how many of `n` are granted: all, or none while fewer are allowed.
         Only for consumers whose items are never used up."""
-        self._expire(version)
+        self.expire(version)
         if self.config.consumers[consumer].uses or not n:
             raise self._illegal(f"cannot let '{consumer}' select for itself", f"{n} draws", "some, with unlimited uses")
         if self._limiters[consumer].budget(self._level(consumer)) < n or not self._selectors[consumer].num_ready(1):
@@ -251,6 +251,14 @@ class Table:
         self._limiters[consumer] = limiter
         inserted, drawn = since or (self.counts["inserted"], self.counts[f"drawn/{consumer}"])
         self._since[consumer] = inserted, drawn
+
+    def expire(self, version: int) -> None:
+        """Remove what is too old for a consumer at `version`; every draw does. Who asks `may_insert` after an update and before
+        the next draw has to do it first, or both sides may wait for room that is there."""
+        while self._ages and version - self._ages[0][0] > (self.config.max_age or 0):
+            _, key = heapq.heappop(self._ages)
+            if key in self._entries:
+                self._forget(key, "expired")
 
     @property
     def first_key(self) -> int:
@@ -319,12 +327,6 @@ class Table:
         for name in consumers:
             if entry.columns.keys() >= set(self.config.consumers[name].needs) and not self._used_up(entry, name):
                 self._selectors[name].ready(key, entry.priority)
-
-    def _expire(self, version: int) -> None:
-        while self._ages and version - self._ages[0][0] > (self.config.max_age or 0):
-            _, key = heapq.heappop(self._ages)
-            if key in self._entries:
-                self._forget(key, "expired")
 
     def _forget(self, key: int, why: str) -> None:
         entry = self._entries.pop(key)

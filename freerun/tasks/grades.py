@@ -20,7 +20,7 @@ from freerun.algorithms.control import sac
 from freerun.datasets.base import Episodes, joined
 from freerun.datasets.files import write_npz
 from freerun.datasets.grades import GRADES, Grade, path_of
-from freerun.errors import ConfigError
+from freerun.errors import ConfigError, DataError
 from freerun.store.phases import Phase, Plan
 from freerun.trainer.control import ControlTrainer
 from freerun.trainer.control_config import ControlTrainerConfig, ReplayConfig
@@ -32,6 +32,8 @@ Progress = Callable[[str, float], None]
 """Told what is being done, and the share of it that is."""
 JUDGED = 10
 """Episodes that say how good a policy is on the way."""
+REFERENCE = 100
+"""Episodes that say how good the last one is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,23 +105,31 @@ class Look:
 
 def graded(name: str, making: Making, *, seed: int, progress: Progress) -> dict[str, Episodes]:
     """The episodes of every grade."""
-    actor, player, judge = (_actor(making, index, seed) for index in range(3))
+    actor, judge, *players = (_actor(making, index, seed) for index in range(5))
     trainer = _trainer(making, actor, seed)
     try:
         chunks, looks, last = _train(making, trainer, actor, judge, progress)
         progress("playing the policies", 0.0)
         first = looks[0].ref
-        random = _play(making, player, first, "random")
+        random = _play(making, players[0], first, "random")
         low = sum(returns := _ended(random)) / len(returns)
-        expert_returns = [e.total for e in judge.judge(last, 100, seed).episodes]
+        expert_returns = [e.total for e in judge.judge(last, REFERENCE, seed).episodes]
         high = sum(expert_returns) / len(expert_returns)
-        medium = next(look for look in looks if look.mean >= low + (high - low) / 3.0)
-        medium_chunks = _play(making, player, medium.ref, "explore")
+        if high <= low:
+            raise DataError(
+                f"SAC learned nothing on {making.env.id}",
+                given=f"mean return {high:.1f} after {making.steps} steps, {low:.1f} at random",
+                expected="a higher one",
+                todo="take more steps, or another seed",
+            )
+        medium = next((look for look in looks if look.mean >= low + (high - low) / 3.0), looks[-1])
+        medium_chunks = _play(making, players[1], medium.ref, "explore")
         progress("playing the policies", 0.5)
-        expert_chunks = _play(making, player, last, "explore")
+        expert_chunks = _play(making, players[2], last, "explore")
     finally:
-        for executor in (actor, player, judge, trainer):
-            executor.close()
+        for each in (actor, judge, *players):
+            each.close()
+        trainer.close()
     about = {"env": making.env.id, "scores": [low, high], "made by": f"SAC, {making.steps} steps, seed {seed}"}
     half = [chunks_of[: max(1, len(chunks_of) // 2)] for chunks_of in (medium_chunks, expert_chunks)]
     sets = {
@@ -165,7 +175,7 @@ def _train(
 
 
 def _play(making: Making, player: Collector, ref: WeightsRef, mode: Mode) -> list[Chunk]:
-    """Whole episodes of one policy, as many transitions as a data set has, or a few more."""
+    """Episodes of one policy from their beginning, as many transitions as a data set has, or a few more."""
     chunks, rows = list[Chunk](), 0
     while rows < making.size:
         chunks.append(player.collect(Order(item=0, steps=making.chunk, mode=mode), ref).chunk)
@@ -178,8 +188,7 @@ def _ended(chunks: Sequence[Chunk]) -> list[float]:
 
 
 def episodes_of(name: str, chunks: Sequence[Chunk], about: Mapping[str, Any]) -> Episodes:
-    """The chunks of any number of actors as episodes. One that was still going on, or had begun before the first chunk, is cut
-    there."""
+    """The chunks of any number of actors as episodes. Those that were still going on are cut there."""
     flat = {key: torch.cat([chunk.columns[key].flatten(0, 1) for chunk in chunks]) for key in STORED if key != "version"}
     order_R = flat["step"].argsort(stable=True)
     order_R = order_R[flat["episode"][order_R].argsort(stable=True)]
