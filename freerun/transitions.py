@@ -50,7 +50,7 @@ TRANSITIONS: Mapping[str, Column] = {
     "episode": Column("B", "number of the episode, unique in its source"),
     "step": Column("B", "place of the transition in its episode, from 0"),
     "next_action": Column("BA", "the action that followed, where the episode went on; else zeros"),
-    "mc_return": Column("B", "discounted sum of rewards from here to the end of the data's episode"),
+    "mc_return": Column("B", "discounted sum of rewards from here to the end of the episode; NaN while that is not known"),
     "values": Column("B", "value of `obs` at the start of the update"),
     "returns": Column("B", "target of the value function, from `prepare`"),
     "advantage": Column("B", "credit of the action, from `prepare`"),

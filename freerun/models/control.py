@@ -10,13 +10,14 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from freerun.errors import ConfigError
-from freerun.networks import Body, Deterministic, Ensemble, Network, Policy, Scalar
+from freerun.networks import Body, Deterministic, Ensemble, Neighbours, Network, Policy, Scalar
 from freerun.ops.distributions import Categorical, Distribution, Gaussian, SquashedGaussian
 from freerun.transitions import Spaces
 
@@ -46,6 +47,10 @@ def _build(network: Network, spaces: Spaces, generator: Generator, normalise: bo
             return EnsembleNetwork(network, spaces, generator, normalise)
         case Scalar():
             return ScalarNetwork(network)
+        case Neighbours():
+            from freerun.models.neighbours import NeighboursNetwork
+
+            return NeighboursNetwork(network, Observer(Body(), spaces, generator, normalise))
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------------------
@@ -85,6 +90,11 @@ class Observer(nn.Module):
         lead = obs_B.shape[: -self._dims]
         image_B = obs_B.reshape(-1, *obs_B.shape[-self._dims :])
         return self.convolutions(image_B.float() / self._largest).reshape(*lead, -1)
+
+    @property
+    def statistics(self) -> Tensor:
+        """What inputs are normalised with, as one tensor; empty where they are not."""
+        return torch.stack([self.shift, self.scale]) if self.normalise else torch.zeros(0)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """From now on inputs are `(obs - mean) / std`."""
@@ -186,14 +196,15 @@ class PolicyNetwork(nn.Module):
 
     def __init__(self, network: Policy, spaces: Spaces, generator: Generator, normalise: bool) -> None:
         super().__init__()
-        self._network, self._discrete, self._width = network, spaces.discrete, spaces.actions
-        self._both = network.state_std and not spaces.discrete
+        self._network, self._width = network, network.width or spaces.actions
+        self._discrete = spaces.discrete and not network.width
+        self._both = network.state_std and not self._discrete
         self.observer = Observer(network.body, spaces, generator, normalise)
-        outputs = spaces.actions * (2 if self._both else 1)
+        outputs = self._width * (2 if self._both else 1)
         gain = 0.01 if network.body.init == "orthogonal" else 1.0
         self.layers = Layers(self.observer.width + network.context, outputs, network.body, generator, gain=gain)
-        if not spaces.discrete and not network.state_std:
-            self.log_std = nn.Parameter(torch.zeros(spaces.actions))
+        if not self._discrete and not network.state_std:
+            self.log_std = nn.Parameter(torch.zeros(self._width))
 
     def forward(self, obs_B: Tensor, *context: Tensor) -> Distribution:
         x_BI = self.observer(obs_B)
@@ -254,6 +265,13 @@ class EnsembleNetwork(nn.Module):
             out_MBO = self.layers(x_BI.reshape(-1, x_BI.shape[-1])).unflatten(1, lead)
         return out_MBO.squeeze(-1) if self._single else out_MBO
 
+    def apart(self, *inputs: Tensor) -> Tensor:
+        """Each member at inputs of its own: [members, B, ...] in, [members, B] or [members, B, outputs] out."""
+        parts = [self._read(name, value) for name, value in zip(self._network.reads, inputs, strict=False)]
+        x_MBI = torch.cat([*parts, *inputs[len(self._network.reads) :]], -1)
+        out_MBO = self.layers(x_MBI)
+        return out_MBO.squeeze(-1) if self._single else out_MBO
+
     def _read(self, name: str, value_B: Tensor) -> Tensor:
         if name != "action":
             return self.observer(value_B)
@@ -277,3 +295,18 @@ def set_statistics(networks: Mapping[str, nn.Module], mean: Tensor, std: Tensor)
         for module in network.modules():
             if isinstance(module, Observer):
                 module.set_statistics(mean, std)
+
+
+class Remembers(Protocol):
+    """A network that is filled with recorded steps."""
+
+    def remember(self, obs_R: Tensor, action_RA: Tensor) -> None: ...
+
+
+def remember(
+    networks: Mapping[str, nn.Module], described: Mapping[str, Network], source: str, obs_R: Tensor, action_RA: Tensor
+) -> None:
+    """Give every network that looks things up in the data set `source` its steps."""
+    for name, description in described.items():
+        if isinstance(description, Neighbours) and description.source == source:
+            cast(Remembers, networks[name]).remember(obs_R, action_RA)

@@ -53,6 +53,8 @@ class Phase:
     """Terms that are left out."""
     frozen: tuple[str, ...] = ()
     """Networks that no term trains."""
+    every: Mapping[str, int] = field(default_factory=dict)
+    """Updates per update of a term, by its name, where that is another number than the algorithm's own."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the algorithm's state that are set at the start of the phase."""
     fresh: tuple[str, ...] = ()
@@ -64,6 +66,7 @@ class Phase:
             "no negative number": min(self.env_steps, self.updates, self.utd, self.utd_most, self.start, self.random) >= 0,
             "start < env_steps, or no updates": self.start < self.env_steps or not self.utd or not self.env_steps,
             "utd above 0, for more than that": self.utd > 0 or not self.utd_most,
+            "every >= 1": min(self.every.values(), default=1) >= 1,
             "sources of different names": len({p.source for p in self.sources}) == len(self.sources),
         }
         for rule, holds in rules.items():

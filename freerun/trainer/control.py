@@ -72,9 +72,12 @@ class ControlTrainer:
                 self._adapt_to_data(episodes)
                 paid = episodes.columns["reward"] * self._scale + config.reward_shift
                 built[source.name] = load(source, episodes, paid, gamma=algorithm.gamma)
+                rows = built[source.name].storage.columns
+                self._updater.remember(source.name, rows["obs"], rows["action"])
             else:
                 mapped = self._directory / f"storage-{source.name}" if source.mapped and self._directory else None
-                built[source.name] = Source(source, source.capacity, gamma=algorithm.gamma, directory=mapped)
+                returns = "mc_return" in algorithm.needs
+                built[source.name] = Source(source, source.capacity, gamma=algorithm.gamma, directory=mapped, returns=returns)
         # What `prepare` makes of rollouts is no column of any storage.
         names = algorithm.needs if algorithm.consumes == "replay" else algorithm.needs - algorithm.makes
         generator = torch.Generator().manual_seed(config.seed + 1)
@@ -112,8 +115,7 @@ class ControlTrainer:
                 if self._algorithm.consumes == "rollout":
                     self._chunks.append(_with_columns(chunk, columns))
                 else:
-                    source = self._filled()
-                    source.sampler.inserted(source.storage.insert_chunk(chunk.item, chunk.actor, columns))
+                    self._filled().insert(chunk.item, chunk.actor, columns)
         return AccumulateReport(len(self._chunks), 0)
 
     def finish_step(self, keep: Iterable[int] = (), plan: Plan | None = None) -> StepReport:

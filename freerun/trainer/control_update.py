@@ -85,7 +85,9 @@ class Updater:
         return [
             term
             for term in self._algorithm.terms
-            if (self.num_updates + 1) % term.every == 0 and term.name not in phase.off and set(term.trains) - set(phase.frozen)
+            if (self.num_updates + 1) % phase.every.get(term.name, term.every) == 0
+            and term.name not in phase.off
+            and set(term.trains) - set(phase.frozen)
         ]
 
     def update(
@@ -169,6 +171,10 @@ class Updater:
     def weights(self) -> dict[str, Tensor]:
         """The tensors of all networks, targets included, as `<network>.<name>`."""
         return {f"{name}.{key}": t for name, network in self.networks.items() for key, t in network.state_dict().items()}
+
+    def remember(self, source: str, obs_R: Tensor, action_R: Tensor) -> None:
+        """These are the recorded steps of the data set `source`, for networks that look things up in it."""
+        models.remember(self.trained, self._algorithm.networks, source, obs_R, action_R)
 
     def published(self) -> dict[str, Tensor]:
         """The weights that actors need, as `<network>.<name>`."""

@@ -17,6 +17,7 @@ from freerun.ops.values import returns_to_go
 from freerun.store.mix import Portions, Share
 from freerun.store.phases import Phase
 from freerun.trainer.control_config import DatasetConfig, SourceConfig
+from freerun.trainer.returns import Returns
 from freerun.trainer.samplers import ByPriority, sampler_of
 from freerun.trainer.storage import NOWHERE, Storage
 from freerun.transitions import transitions
@@ -28,12 +29,23 @@ READY_MADE = ("weight", "row", "source", "lag")
 
 
 class Source:
-    """One storage, how it is sampled, and what its rows need."""
+    """One storage, how it is sampled, and what its rows need. With `returns`, rows of chunks get their returns to go."""
 
-    def __init__(self, config: SourceConfig, capacity: int, *, gamma: float, directory: Path | None) -> None:
+    def __init__(
+        self, config: SourceConfig, capacity: int, *, gamma: float, directory: Path | None, returns: bool = False
+    ) -> None:
         self.config, self._gamma = config, gamma
         self.storage = Storage(capacity, directory=directory)
         self.sampler = sampler_of(config.sampler, capacity)
+        self.returns = Returns(gamma) if returns else None
+
+    def insert(self, key: int, actor: int, columns_TN: Mapping[str, Tensor]) -> None:
+        """Add a chunk."""
+        if self.returns is not None:
+            columns_TN = self.returns.unknown(columns_TN)
+        self.sampler.inserted(self.storage.insert_chunk(key, actor, columns_TN))
+        if self.returns is not None:
+            self.returns.inserted(self.storage, actor, columns_TN)
 
     @property
     def by_priority(self) -> bool:
@@ -198,6 +210,7 @@ class Sources:
             "portions": self._portions.state() if self._portions is not None else None,
             "storages": {name: source.storage.state() for name, source in kept.items()},
             "samplers": {name: source.sampler.state() for name, source in self.sources.items()},
+            "returns": {name: source.returns.state() for name, source in kept.items() if source.returns is not None},
             "generator": self._generator.get_state(),
         }
 
@@ -212,4 +225,8 @@ class Sources:
             self.sources[name].storage.load(stored)
         for name, stored in state["samplers"].items():
             self.sources[name].sampler.load(stored)
+        for name, stored in state["returns"].items():
+            returns = self.sources[name].returns
+            assert returns is not None, "the columns that an algorithm reads follow from its config"
+            returns.load(stored)
         self._generator.set_state(state["generator"])

@@ -164,6 +164,7 @@ def updater_of(toy):
     updater = Updater(toy.algorithm, toy.spaces, ControlTrainerConfig())
     for name, network in updater.networks.items():
         network.load_state_dict(toy.networks[name].state_dict())
+    updater.remember("dataset", toy.batch["obs"], toy.batch["action"])
     return updater
 
 

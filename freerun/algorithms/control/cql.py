@@ -13,7 +13,7 @@ Named       the sum over all actions is estimated by importance sampling from th
             number (the paper's Lagrange form); `weight` is then a factor. `entropy_target` has the entropy in the targets, as
             the paper's derivation has; its code and CORL have not. `max_target` takes the best of `num_actions` next actions in
             the target (AntMaze).
-State       none: temperature and multiplier are networks with one number.
+State       `conservatism`, 1: a factor of the weight, which a phase may set; at 0 the gap is not computed.
 
 Shapes: B rows, M critics, K actions per state.
 """
@@ -77,7 +77,12 @@ class Config:
             targets=(Target(online="critic", target="critic_target", rate=self.rate),),
             gamma=self.gamma,
             actions="continuous",
+            init=start,
         )
+
+
+def start() -> State:
+    return {"conservatism": 1.0}
 
 
 @torch.no_grad()
@@ -98,19 +103,28 @@ def next_value(networks: Networks, batch: Batch, generator: Generator, config: C
 
 
 def critic_loss(networks: Networks, batch: Batch, state: State, generator: Generator, *, config: Config) -> Loss:
-    obs_B = batch["obs"]
     target_B = values.td_target(batch["reward"], batch["discount"], next_value(networks, batch, generator, config))
-    next_obs_B = conservatism.next_seen(obs_B, batch["next_obs"], batch["discount"])
-    drawn = conservatism.proposals(networks["actor"], obs_B, next_obs_B, config.num_actions, generator)
-    q_MB = networks["critic"](obs_B, batch["action"])
-    value_MKB = networks["critic"](obs_B.expand(len(drawn.action_KBA), *obs_B.shape), drawn.action_KBA)
-    gap_MB = conservatism.gap(value_MKB, drawn, q_MB)
+    q_MB = networks["critic"](batch["obs"], batch["action"])
+    loss_B, watch, surprise_B = values.squared_errors(q_MB, target_B), {"q": q_MB}, (q_MB - target_B).abs().amax(0)
+    if not state["conservatism"]:
+        # What the term trains has to be in its loss, though nothing moves it.
+        still: Tensor | float = 0.0 if config.wanted_gap is None else 0.0 * networks["multiplier"]()
+        return Loss(loss_B + still, watch, surprise_B)
+    gap_MB = gap(networks, batch, q_MB, generator, config)
     if config.wanted_gap is None:
         held_B = gap_MB.sum(0)
     else:
         held_B = conservatism.held_to(gap_MB, config.wanted_gap, networks["multiplier"]())
-    loss_B = values.squared_errors(q_MB, target_B) + config.weight * held_B
-    return Loss(loss_B, {"q": q_MB, "gap": gap_MB}, (q_MB - target_B).abs().amax(0))
+    return Loss(loss_B + state["conservatism"] * config.weight * held_B, {**watch, "gap": gap_MB}, surprise_B)
+
+
+def gap(networks: Networks, batch: Batch, q_MB: Tensor, generator: Generator, config: Config) -> Tensor:
+    """How far the values of all actions lie above those of the data, [M, B]."""
+    obs_B = batch["obs"]
+    next_obs_B = conservatism.next_seen(obs_B, batch["next_obs"], batch["discount"])
+    drawn = conservatism.proposals(networks["actor"], obs_B, next_obs_B, config.num_actions, generator)
+    value_MKB = networks["critic"](obs_B.expand(len(drawn.action_KBA), *obs_B.shape), drawn.action_KBA)
+    return conservatism.gap(value_MKB, drawn, q_MB)
 
 
 def actor_loss(networks: Networks, batch: Batch, state: State, generator: Generator) -> Loss:
