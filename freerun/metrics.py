@@ -47,6 +47,7 @@ METRICS: Mapping[str, Meaning] = {
     "entropy": Meaning("nats", "entropy of the policy at the sampled positions, mean over tokens"),
     "kl/reference": Meaning("nats", "KL of the current policy from the frozen reference, estimated on sampled tokens"),
     "kl/behaviour": Meaning("nats", "KL of the behaviour policy from the current one, estimated on sampled tokens"),
+    "kl/update": Meaning("nats", "KL of the policy before a natural step from the one after it, mean over its rows"),
     "advantage/mean": Meaning("reward", "mean advantage over tokens"),
     "advantage/abs_mean": Meaning("reward", "mean absolute advantage over tokens: how much signal the step had"),
     "env/return": Meaning("reward", "undiscounted return of the episodes that ended since the last step, as explored, mean"),
