@@ -8,7 +8,7 @@ from tools.source import ROOT, closure, functions, modules
 
 FILE_LINES = 400
 FUNCTION_LINES = 80
-CLOSURE_LINES = {"algorithms/language/": 800, "algorithms/control": 1200}
+CLOSURE_LINES = {"algorithms/language/": 800, "algorithms/control": 1300}
 """Lines, blank ones not counted, that somebody reads who follows every import of one algorithm file. A control method leads to
 both contracts, and to what language has no use for: spaces, networks, distributions over actions, values."""
 
