@@ -12,7 +12,7 @@ Shape suffixes: T steps of a chunk, N environments of an actor, B rows of a batc
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -96,6 +96,7 @@ class Chunk:
     columns   `STORED` ones and those that the algorithm's `act` adds, each [T, N, ...], time first. Row (t + 1, n) follows row
               (t, n) if their episodes are the same; else a new episode began, and (t, n) is terminated or truncated
     actor     number of the actor; (actor, n) is a stream, which goes on in the actor's next chunk
+    change    where actors train too (federated training): what that changed in the weights that they were sent
     ended     episodes that ended here, in order
     failures  what failed here: each cost the episode that was under way in its environment
     """
@@ -106,6 +107,7 @@ class Chunk:
     oldest_version: int
     ended: tuple[Episode, ...] = ()
     failures: tuple[Failure, ...] = ()
+    change: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:

@@ -6,7 +6,7 @@ Shapes: T steps of a chunk, N environments, K of them, A width of a continuous a
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from freerun.actors.fleet import Fleet, Happened, seed_from
 from freerun.algorithms.control_base import Ask, ControlConfig
 from freerun.models import control as models
 from freerun.transitions import Chunk, Episode, Mode, Order
-from freerun.types import Failure, WeightsRef
+from freerun.types import Failure, Metric, WeightsRef
 from freerun.weights.channel import Subscriber
 
 LIFE, ACTOR, PLACE = 54, 42, 28
@@ -29,12 +29,13 @@ LIFE, ACTOR, PLACE = 54, 42, 28
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectReport:
-    """One chunk, and what it took. `version` is that of the weights in use."""
+    """One chunk, and what it took. `version` is that of the weights in use; `metrics` are of training that went on here."""
 
     chunk: Chunk
     version: int
     seconds: float
     swap_seconds: float
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ __all__ = [
     "ControlAlgorithm",
     "ControlConfig",
     "Loss",
+    "Natural",
     "Networks",
     "Review",
     "Reviewed",
@@ -68,12 +69,27 @@ class LossFunction(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Natural:
+    """How a term moves its networks along the natural gradient, in place of Adam. `divergence` [B] is how far the policy has
+    moved at each row from that of a target which the algorithm keeps as it was before the step; it has no gradient there. The
+    step keeps its mean within `radius`, is found by so many `iterations` of conjugate gradients on its Hessian plus `damping`,
+    and halved up to so many times until the loss has fallen. Its term needs no learning rate."""
+
+    divergence: Callable[[Networks, Batch], Tensor]
+    radius: float = 0.01
+    damping: float = 0.1
+    iterations: int = 10
+    halvings: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """One loss and its gradient step. The gradient is taken with respect to the networks in `trains` and no others, so a loss
     need not detach them; targets have no gradient in any case.
 
     `lr` is the learning rate, or one for each of them; `every` the cadence in updates; `source` restricts the batch to the rows
-    of one source ("": all). Each network has one optimiser, which the terms that train it share.
+    of one source ("": all). Each network has one optimiser, which the terms that train it share. A term that `joins` the one
+    before it, which trains the same, makes no step of its own: the losses are added, and one step follows.
     """
 
     name: str
@@ -82,6 +98,8 @@ class Term:
     lr: float | Mapping[str, float]
     every: int = 1
     source: str = ""
+    joins: bool = False
+    natural: Natural | None = None
 
 
 class Reviewed(NamedTuple):

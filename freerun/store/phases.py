@@ -37,6 +37,9 @@ class Phase:
     """Without actors: gradient updates."""
     utd: float = 1.0
     """With actors and replay: updates per environment step; 0 only collects."""
+    utd_most: float = 0.0
+    """With actors and replay: updates per environment step that the trainer may make where it would have to wait for slow
+    environments; what is below `utd` means no more than that."""
     start: int = 0
     """Environment steps of the phase before its first update; they are not made up for."""
     random: int = 0
@@ -60,8 +63,9 @@ class Phase:
     def __post_init__(self) -> None:
         rules = {
             "env_steps or updates": bool(self.env_steps) != bool(self.updates),
-            "no negative number": min(self.env_steps, self.updates, self.utd, self.start, self.random) >= 0,
+            "no negative number": min(self.env_steps, self.updates, self.utd, self.utd_most, self.start, self.random) >= 0,
             "start < env_steps, or no updates": self.start < self.env_steps or not self.utd or not self.env_steps,
+            "utd above 0, for more than that": self.utd > 0 or not self.utd_most,
             "every >= 1": min(self.every.values(), default=1) >= 1,
             "sources of different names": len({p.source for p in self.sources}) == len(self.sources),
         }

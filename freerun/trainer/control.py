@@ -96,7 +96,10 @@ class ControlTrainer:
 
     def start(self) -> WeightsRef:
         """Publish the current weights: version 0, or the one that was loaded."""
-        return self._publisher.publish(self.version, self._updater.published())
+        return self._publisher.publish(self.version, self._published())
+
+    def _published(self) -> dict[str, Tensor]:
+        return self._updater.published()
 
     def accumulate(self, chunks: Sequence[Chunk]) -> AccumulateReport:
         """Take chunks: for this step where terms read rollouts, else into the storage named "replay", or the first one that
@@ -128,7 +131,7 @@ class ControlTrainer:
         self.version += 1
         with self._timed("publish"):
             self._hold(frozenset(keep))
-            ref = self._publisher.publish(self.version, self._updater.published())
+            ref = self._publisher.publish(self.version, self._published())
         metrics = merge_all(self._records) | {"updates": Sum(num)}
         metrics |= {f"time/{phase}": Sum(seconds) for phase, seconds in self._seconds.items()}
         self._fire("iteration_end", metrics)
@@ -269,6 +272,17 @@ class ControlTrainer:
         return self._rewards.scaled(chunk.actor, reward_TN, chunk.columns["terminated"] | chunk.columns["truncated"])
 
     # --- versions and checkpoints --------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Tensor]:
+        """All networks, targets included, as `<network>.<name>`: copies."""
+        return {name: tensor.clone() for name, tensor in self._updater.weights().items()}
+
+    def set_weights(self, tensors: Mapping[str, Tensor], version: int) -> None:
+        """Go on from these weights, which `weights` gave somewhere, as those of `version`. Optimisers and storages stay."""
+        self.version = version
+        with torch.no_grad():
+            for name, own in self._updater.weights().items():
+                own.copy_(tensors[name])
 
     def save(self, directory: str | Path) -> None:
         """Write networks, optimisers, algorithm state, storages, random states and counters into `directory`. Chunks of a step

@@ -17,9 +17,9 @@ LAYERS = {
     **dict.fromkeys(["actors", "trainer", "placement"], 3),
     **dict.fromkeys(["controller", "schedule", "tracker", "checkpoint", "evaluate", "metrics"], 4),
     **dict.fromkeys(["program", "loops", "intake", "replay", "encoding"], 4),
-    **dict.fromkeys(["env_schedule", "env_controller", "collection"], 4),
+    **dict.fromkeys(["env_schedule", "env_controller", "collection", "federation"], 4),
     **dict.fromkeys(["rundir", "environment", "runlock"], 4),
-    **dict.fromkeys(["cli", "launch", "launch_control", "dataset_cli", "staging", "stages", "discovery"], 5),
+    **dict.fromkeys(["cli", "launch", "launch_control", "clients", "dataset_cli", "staging", "stages", "discovery"], 5),
     **dict.fromkeys(["tasks", "recipes", "claims", "plan", "watch"], 5),
 }
 

@@ -93,6 +93,11 @@ class Toy:
         whole = self.prepared(chunk)
         return transitions({name: column.flatten(0, 1) for name, column in whole.items()})
 
+    @property
+    def by_source(self) -> dict[str, Batch]:
+        """The rows as those of every source that a term names."""
+        return dict.fromkeys({term.source for term in self.algorithm.terms} - {""}, self.batch) or {"all": self.batch}
+
     def prepared(self, chunk: Batch) -> Batch:
         if self.algorithm.prepare is None:
             return chunk

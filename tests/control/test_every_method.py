@@ -172,7 +172,7 @@ def changed(updater, toy, phase, num=1):
     """Networks that `num` updates have changed."""
     before = {n: copy.deepcopy(m.state_dict()) for n, m in updater.networks.items()}
     for _ in range(num):
-        updater.update(Batches({"all": toy.batch}), toy.state, torch.Generator(), phase, lr_share=1.0, report=True)
+        updater.update(Batches(toy.by_source), toy.state, torch.Generator(), phase, lr_share=1.0, report=True)
     return {n for n, m in updater.networks.items() if any(not torch.equal(before[n][k], v) for k, v in m.state_dict().items())}
 
 
