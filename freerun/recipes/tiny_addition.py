@@ -1,5 +1,5 @@
-"""A transformer of half a million parameters, from random weights: supervised warm start on sums until it knows some of them, then
-asynchronous RL, in about a minute.
+"""A transformer of half a million parameters, from random weights: supervised warm start on sums until it knows some of them,
+then asynchronous RL, in about a minute.
 
 Nothing is downloaded. Meant for trying a change at once: every part of the engine runs, and every method has a recipe that
 differs from this one in what is its own.
