@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers.rounds import Operation, Peer, compare, serve, table
 
 from freerun.store.phases import Phase
 from freerun.store.selectors import Prioritised, Uniform
 from freerun.trainer.control_config import ReplayConfig
 from freerun.trainer.sources import Source, Sources
 from freerun.trainer.storage import Storage
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from rounds import Operation, Peer, compare, serve, table
 
 OWN = "Freerun"
 STEPS, ENVS, OBS, ACTION = 32, 8, 11, 3

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers.rounds import Operation, Peer, compare, serve, table
 
 from freerun.algorithms.control import iql, sac, td3_bc
 from freerun.algorithms.control_base import ControlConfig
@@ -27,6 +26,9 @@ from freerun.trainer.control import ControlTrainer
 from freerun.trainer.control_config import ControlTrainerConfig, ReplayConfig
 from freerun.transitions import Chunk, Spaces
 from freerun.weights import inprocess
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from rounds import Operation, Peer, compare, serve, table
 
 OWN, PEERS = "Freerun", ("plain loop", "Stable-Baselines3", "d3rlpy")
 OBS, ACTION, ROWS, BATCH, UPDATES = 11, 3, 100_000, 256, 100
