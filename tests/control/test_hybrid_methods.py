@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from freerun.algorithms.control import hnpg
+from freerun.algorithms.control import hnpg, ppo, props
+from freerun.algorithms.control_base import Ask
 from freerun.ops.distributions import Categorical
 from freerun.ops.natural import divergence
 from freerun.store.phases import Phase
@@ -111,11 +112,81 @@ def test_a_step_of_hnpg_stays_within_the_radius_and_leaves_the_region_to_no_halv
     before = updater.networks["actor"](toy.batch["obs"])
     rows = toy.batch.with_columns(log_prob=before.log_prob(toy.batch["action"]).detach())
     batches = Batches({"rollout": rows, "dataset": rows})
-    metrics, _ = updater.update(batches, {}, torch.Generator(), Phase(updates=1), lr_share=1.0, report=True)
+    metrics = updater.update(batches, {}, torch.Generator(), Phase(updates=1), lr_share=1.0, report=True).metrics
     far = divergence(before, updater.networks["actor"](toy.batch["obs"])).mean().item()
     assert 0.0 < far <= 0.02
     assert metrics["kl/update"].value == pytest.approx(far, rel=1e-3)
     assert math.isfinite(metrics["grad_norm/policy_rollout"].value)
+
+
+# PROPS
+
+
+def props_rows(**columns):
+    rows = {"obs": torch.zeros(2, 1), "action": torch.tensor([0, 1]), "log_prob_start": tensor(0.5, 0.5).log()}
+    return transitions({**rows, "advantage": tensor(1.0, -1.0), "returns": tensor(3.0, 1.0), **columns})
+
+
+def test_props_makes_less_likely_what_is_there_until_the_clip():
+    networks = {"behaviour": policy(0.6, 0.4), "actor": policy(0.5, 0.5)}
+    loss, watched = losses_of(props, networks, props_rows(), "behaviour", penalty=0.0, behaviour_clip=0.3)
+    assert loss == pytest.approx([1.2, 0.8])
+    networks["behaviour"] = policy(0.9, 0.1)
+    loss, watched = losses_of(props, networks, props_rows(), "behaviour", penalty=0.0, behaviour_clip=0.3)
+    assert loss == pytest.approx([1.8, 0.7])
+    assert watched["behaviour_clipped"] == 0.5
+
+
+def test_props_is_paid_to_stay_near_its_policy():
+    networks = {"behaviour": policy(0.25, 0.75), "actor": policy(0.5, 0.5)}
+    far = 0.5 * math.log(2.0) + 0.5 * math.log(2.0 / 3.0)
+    loss, watched = losses_of(props, networks, props_rows(), "behaviour", penalty=2.0, behaviour_clip=9.0)
+    assert loss == pytest.approx([0.5 + 2.0 * far, 1.5 + 2.0 * far])
+    assert watched["kl_policy"] == pytest.approx(far)
+
+
+def test_the_behaviour_of_props_is_pushed_towards_what_was_drawn_too_seldom(toys):
+    """Of two actions that the policy likes as much the first was drawn three times, the second once: by hand, the gradient at
+    the start is that of 3/4 log phi(1) + 1/4 log phi(2)."""
+    algorithm = props.Config(penalty=0.0).build()
+    logits = torch.zeros(2, requires_grad=True)
+    networks = {"behaviour": lambda obs: Categorical(logits.log_softmax(-1).expand(len(obs), 2)), "actor": policy(0.5, 0.5)}
+    rows = transitions(
+        {"obs": torch.zeros(4, 1), "action": torch.tensor([0, 0, 0, 1]), "log_prob_start": torch.full((4,), 0.5).log()}
+    )
+    (term,) = [one for one in algorithm.terms if one.name == "behaviour"]
+    term.loss(networks, rows, {}, torch.Generator()).loss.mean().backward()
+    assert logits.grad.tolist() == pytest.approx([0.25, -0.25])
+
+
+def test_props_learns_from_ratios_to_where_the_update_began_and_not_to_who_acted(toys):
+    toy = toys(props.Config(), DISCRETE)
+    made = toy.prepared(toy.chunk)
+    logp = toy.networks["actor"](toy.chunk["obs"]).log_prob(toy.chunk["action"])
+    assert torch.equal(made["log_prob_start"], logp.detach())
+    assert "log_prob" not in toy.algorithm.columns
+
+
+def test_props_explores_by_its_behaviour_and_is_judged_by_its_policy():
+    algorithm = props.Config().build()
+    networks = {"behaviour": policy(0.0, 1.0), "actor": policy(1.0, 0.0)}
+    played = {
+        mode: algorithm.act(networks, torch.zeros(50, 1), Ask(mode, 0, DISCRETE), torch.Generator())["action"].unique().tolist()
+        for mode in ("explore", "greedy")
+    }
+    assert played == {"explore": [1], "greedy": [0]}
+
+
+def test_props_that_does_not_adapt_is_ppo_on_a_buffer(toys):
+    algorithm = props.Config(adapt=False, batches=3, batch_steps=2).build()
+    assert set(algorithm.networks) == {"actor", "value"}
+    assert [(stage.terms, stage.every) for stage in algorithm.stages] == [(("policy", "value"), 2)]
+    assert algorithm.recall == 6
+    left, right = toys(props.Config(adapt=False), DISCRETE), toys(ppo.Config(), DISCRETE)
+    start = left.networks["actor"](right.batch["obs"]).log_prob(right.batch["action"]).detach()
+    rows = right.batch.with_columns(log_prob=start)
+    for mine, theirs in (("policy", "policy"), ("value", "value")):
+        assert torch.allclose(left.gradients(left.batch)[mine], right.gradients(rows)[theirs], rtol=1e-4, atol=1e-6)
 
 
 # Terms that make one step
