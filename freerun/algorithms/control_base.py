@@ -31,6 +31,7 @@ __all__ = [
     "Ask",
     "ControlAlgorithm",
     "ControlConfig",
+    "Lookahead",
     "Loss",
     "Natural",
     "Networks",
@@ -136,6 +137,12 @@ class Prepare(Protocol):
     values, advantages. Pure, without gradient."""
 
     def __call__(self, networks: Networks, batch: Batch, state: State, /) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookahead(Target):
+    """A target to which its network returns: once the target has moved, the network becomes a copy of it. With `every` K these
+    are K updates and one step towards what they led to (Reptile, arXiv 1803.02999; Lookahead, arXiv 1907.08610)."""
 
 
 def no_state() -> State:

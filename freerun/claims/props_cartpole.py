@@ -27,8 +27,8 @@ def arm(*, batches: int, adapt: bool) -> Arm:
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "Over 30,720 steps of CartPole, PROPS on two batches has a higher mean return than PPO on one fresh batch, and than "
-            "PPO on two batches without the behaviour policy."
+            "Over 30,720 steps of CartPole, PROPS on two batches has a higher mean return than PPO on one fresh batch, and "
+            "than PPO on two batches without the behaviour policy."
         ),
         paper="PROPS (arXiv 2311.08290)",
         method=props,

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.adamw import adamw
 
-from freerun.algorithms.control_base import ControlAlgorithm, Loss, Natural, State, Target, Term
+from freerun.algorithms.control_base import ControlAlgorithm, Lookahead, Loss, Natural, State, Target, Term
 from freerun.models import control as models
 from freerun.store.phases import Phase
 from freerun.trainer.control_config import ControlTrainerConfig
@@ -217,6 +217,8 @@ class Updater:
                 torch._foreach_copy_(following, online)
             else:
                 torch._foreach_lerp_(following, online, target.rate)
+            if isinstance(target, Lookahead):
+                torch._foreach_copy_(online, following)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Networks see observations as `(obs - mean) / std` from now on."""

@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
-from freerun.algorithms.control import hnpg, ppo, props
+from freerun.algorithms.control import h2o, hnpg, moorl, ppo, props, sac
 from freerun.algorithms.control_base import Ask
+from freerun.ops import dynamics_gap
 from freerun.ops.distributions import Categorical
 from freerun.ops.natural import divergence
 from freerun.store.phases import Phase
@@ -17,7 +18,7 @@ from freerun.trainer.control_config import ControlTrainerConfig
 from freerun.trainer.control_update import Updater, joined
 from freerun.trainer.sources import Batches
 from freerun.transitions import Spaces, transitions
-from tests.control.by_hand import tensor
+from tests.control.by_hand import Fixed, tensor
 
 CONTINUOUS, DISCRETE = Spaces(obs=(3,), actions=2, discrete=False), Spaces(obs=(3,), actions=2, discrete=True)
 
@@ -187,6 +188,132 @@ def test_props_that_does_not_adapt_is_ppo_on_a_buffer(toys):
     rows = right.batch.with_columns(log_prob=start)
     for mine, theirs in (("policy", "policy"), ("value", "value")):
         assert torch.allclose(left.gradients(left.batch)[mine], right.gradients(rows)[theirs], rtol=1e-4, atol=1e-6)
+
+
+# H2O
+
+
+def told(gap_real, gap_simulated=0.0):
+    """Discriminators whose bounded logits of s' are these: real, simulated."""
+    raw = torch.tensor([gap_real / 2, gap_simulated / 2]).atanh()
+    return lambda *inputs: raw.expand(1, *inputs[0].shape[:-1], 2)
+
+
+def h2o_networks(**changes):
+    return {
+        "actor": Fixed(0.0),
+        "critic": lambda obs, action: torch.stack([action[:, 0], 3.0 * action[:, 0]]),
+        "critic_target": lambda obs, action: torch.full((2, len(obs)), 4.0),
+        "tells_sa": told(0.0),
+        "tells_sas": told(0.0),
+        **changes,
+    }
+
+
+def h2o_rows(*actions):
+    num = len(actions)
+    rows = {"obs": torch.zeros(num, 1), "next_obs": torch.zeros(num, 1), "action": tensor(*actions)[:, None]}
+    return transitions({**rows, "reward": torch.ones(num), "discount": torch.full((num,), 0.5)})
+
+
+def test_h2o_believes_real_rows_and_lifts_their_values():
+    """y = 1 + 0.5 * 4 = 3, and values 0.5 and 1.5."""
+    loss, _ = losses_of(h2o, h2o_networks(), h2o_rows(0.5), "critic_real", penalty=0.1)
+    assert loss == pytest.approx([2.5**2 + 1.5**2 - 0.1 * 2.0])
+
+
+def test_h2o_believes_the_simulator_as_far_as_its_transitions_could_be_real():
+    loss, watched = losses_of(h2o, h2o_networks(tells_sas=told(-1.0)), h2o_rows(0.5), "critic_simulated", penalty=0.0)
+    assert loss == pytest.approx([math.exp(-1.0) * (2.5**2 + 1.5**2)])
+    assert watched["ratio_dynamics"] == pytest.approx(math.exp(-1.0))
+    loss, _ = losses_of(h2o, h2o_networks(tells_sas=told(1.0)), h2o_rows(0.5), "critic_simulated", penalty=0.0)
+    assert loss == pytest.approx([2.5**2 + 1.5**2]), "more than as much as a real one is never believed"
+
+
+def test_h2o_holds_values_down_where_the_worlds_differ():
+    """Two rows with values 0.5 and 1.5, 1 and 3; the worlds differ by 3 at the first and by 1 at the second, so the shares are
+    3/4 and 1/4."""
+
+    def tells(obs, action, next_obs):
+        gap = torch.where(action[..., 0] < 0.75, -1.5, -0.5)
+        raw = torch.stack([gap / 2, -gap / 2], -1).atanh()
+        return raw[None]
+
+    networks = h2o_networks(tells_sas=tells)
+    held = sum(math.log(0.75 * math.exp(a) + 0.25 * math.exp(b)) for a, b in ((0.5, 1.0), (1.5, 3.0)))
+    with_penalty, _ = losses_of(h2o, networks, h2o_rows(0.5, 1.0), "critic_simulated", penalty=1.0)
+    without, _ = losses_of(h2o, networks, h2o_rows(0.5, 1.0), "critic_simulated", penalty=0.0)
+    assert [a - b for a, b in zip(with_penalty, without, strict=True)] == pytest.approx([held, held], rel=1e-5)
+
+
+def tell_apart(shift, updates=400):
+    """Log-ratios that H2O's discriminators learn for a simulated world of `s' = s + a + shift(s)`, real without the shift."""
+    algorithm, spaces = h2o.Config(hidden=(32,), lr=3e-3).build(), Spaces(obs=(1,), actions=1, discrete=False)
+    updater = Updater(algorithm, spaces, ControlTrainerConfig())
+    make = torch.Generator().manual_seed(0)
+
+    def rows(num, shift):
+        obs, action = torch.randn(num, 1, generator=make), torch.rand(num, 1, generator=make) * 2 - 1
+        next_obs = obs + action + 0.3 * torch.randn(num, 1, generator=make) + shift(obs)
+        paid = {"reward": torch.zeros(num), "discount": torch.ones(num)}
+        return transitions({"obs": obs, "action": action, "next_obs": next_obs, **paid})
+
+    phase = Phase(updates=1, off=("critic_real", "critic_simulated", "actor"))
+    for _ in range(updates):
+        batches = Batches({"dataset": rows(128, torch.zeros_like), "replay": rows(128, shift)})
+        updater.update(batches, {}, make, phase, lr_share=1.0, report=False)
+    simulated = rows(2000, shift)
+    with torch.no_grad():
+        logits = dynamics_gap.bounded(updater.networks["tells_sas"](*(simulated[n] for n in ("obs", "action", "next_obs")))[0])
+    return simulated["obs"][:, 0], dynamics_gap.log_ratio(logits)
+
+
+def test_the_discriminators_of_h2o_find_no_gap_between_equal_worlds():
+    _, log_ratio = tell_apart(torch.zeros_like)
+    assert log_ratio.exp().mean().item() == pytest.approx(1.0, abs=0.2)
+    assert log_ratio.abs().mean().item() < 0.2
+
+
+def test_the_discriminators_of_h2o_find_the_gap_where_it_is():
+    obs, log_ratio = tell_apart(lambda obs: torch.where(obs > 0, 1.0, 0.0))
+    assert log_ratio[obs > 0.3].mean().item() < -1.0
+    assert log_ratio[obs < -0.3].abs().mean().item() < 0.4
+
+
+# MOORL
+
+
+def after_updates(method, num, **changes):
+    """All networks after so many updates on made-up rows that are the same for every method."""
+    algorithm, spaces = method.Config(hidden=(8,), **changes).build(), Spaces(obs=(3,), actions=2, discrete=False)
+    updater = Updater(algorithm, spaces, ControlTrainerConfig())
+    start = {name: network.state_dict() for name, network in updater.networks.items()}
+    start = {f"{name}.{key}": tensor.clone() for name, state in start.items() for key, tensor in state.items()}
+    for i in range(num):
+        make = torch.Generator().manual_seed(i)
+        rows = {name: torch.randn(16, 3, generator=make) for name in ("obs", "next_obs")}
+        rows |= {"action": torch.rand(16, 2, generator=make) * 2 - 1, "reward": torch.randn(16, generator=make)}
+        batches = Batches({"all": transitions({**rows, "discount": torch.full((16,), 0.9)})})
+        updater.update(batches, {}, make, Phase(updates=1), lr_share=1.0, report=False)
+    return start, updater.weights()
+
+
+def test_moorl_of_one_update_and_whole_steps_is_sac():
+    _, mine = after_updates(moorl, 5, inner=1, meta_rate=1.0)
+    _, theirs = after_updates(sac, 5)
+    assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items())
+
+
+def test_moorl_steps_a_share_of_the_way_that_its_inner_updates_lead():
+    start, inner = after_updates(moorl, 3, inner=4, meta_rate=0.25)
+    _, mine = after_updates(moorl, 4, inner=4, meta_rate=0.25)
+    _, led_to = after_updates(sac, 4)
+    for name in (n for n in start if n.startswith(("actor.", "critic.", "temperature."))):
+        network, _, key = name.partition(".")
+        assert torch.allclose(mine[name], start[name] + 0.25 * (led_to[name] - start[name]), atol=1e-6)
+        assert torch.equal(mine[name], mine[f"{network}_meta.{key}"])
+        assert not torch.equal(inner[name], inner[f"{network}_meta.{key}"]), "within the inner loop they differ"
+    assert all(torch.allclose(mine[n], led_to[n]) for n in mine if n.startswith("critic_target."))
 
 
 # Terms that make one step
