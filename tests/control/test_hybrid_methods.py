@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from freerun.algorithms.control import h2o, hnpg, moorl, ppo, props, sac
+from freerun.algorithms.control import h2o, hnpg, moorl, ppo, ppo_imitation, props, sac
 from freerun.algorithms.control_base import Ask
 from freerun.ops import dynamics_gap
 from freerun.ops.distributions import Categorical
@@ -314,6 +314,29 @@ def test_moorl_steps_a_share_of_the_way_that_its_inner_updates_lead():
         assert torch.equal(mine[name], mine[f"{network}_meta.{key}"])
         assert not torch.equal(inner[name], inner[f"{network}_meta.{key}"]), "within the inner loop they differ"
     assert all(torch.allclose(mine[n], led_to[n]) for n in mine if n.startswith("critic_target."))
+
+
+# PPO with imitation
+
+
+def test_imitation_is_the_likelihood_of_demonstrations():
+    networks = {"actor": policy(0.25, 0.75)}
+    loss, _ = losses_of(ppo_imitation, networks, ROWS, "imitation", weight=2.0)
+    assert loss == pytest.approx([-2.0 * math.log(0.25), -2.0 * math.log(0.75)])
+    (term,) = [one for one in ppo_imitation.Config(source="demos").build().terms if one.name == "imitation"]
+    assert (term.source, term.trains) == ("demos", ("actor",))
+
+
+def test_imitation_follows_each_step_of_ppo_or_leaves_it_alone():
+    stages = ppo_imitation.Config(times=5).build().stages
+    assert [(stage.terms, stage.epochs) for stage in stages] == [(("policy", "value"), 0), (("imitation",), 5)]
+    assert len(ppo_imitation.Config(times=0).build().stages) == 1
+
+
+def test_between_imitations_it_is_ppo(toys):
+    left, right = toys(ppo_imitation.Config(entropy=0.0), DISCRETE), toys(ppo.Config(), DISCRETE)
+    mine, theirs = left.gradients(left.batch), right.gradients(right.batch)
+    assert all(torch.equal(mine[name], theirs[name]) for name in ("policy", "value"))
 
 
 # Terms that make one step

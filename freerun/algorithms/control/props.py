@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 
 from freerun.algorithms.control_base import ControlAlgorithm, Loss, Networks, Stage, State, Term, act_by_sampling, check
 from freerun.networks import Body, Ensemble, Network, Policy
-from freerun.ops import losses, natural, values
+from freerun.ops import losses, natural, surrogate, values
 from freerun.types import Batch
 
 
@@ -113,28 +113,14 @@ class Config:
 
 
 def prepare(networks: Networks, batch: Batch, state: State, *, config: Config) -> Mapping[str, Tensor]:
-    value_TN, next_value_TN = (networks["value"](batch[name])[0] for name in ("obs", "next_obs"))
-    advantage_TN, returns_TN = values.gae(
-        batch["reward"],
-        value_TN,
-        next_value_TN,
-        batch["terminated"],
-        batch["truncated"],
-        gamma=config.gamma,
-        decay=config.decay,
-    )
+    credit = surrogate.credited(networks["value"], batch, gamma=config.gamma, decay=config.decay)
     logp_TN = networks["actor"](batch["obs"]).log_prob(batch["action"])
-    return {"advantage": advantage_TN, "returns": returns_TN, "log_prob_start": logp_TN}
+    return {"advantage": credit.advantage_TN, "returns": credit.returns_TN, "log_prob_start": logp_TN}
 
 
 def policy_loss(networks: Networks, batch: Batch, state: State, generator: Generator, *, config: Config) -> Loss:
-    policy = networks["actor"](batch["obs"])
-    log_ratio_B = losses.log_ratio(policy.log_prob(batch["action"]), batch["log_prob_start"])
-    advantage_B = values.whitened(batch["advantage"])
-    loss_B, clipped_B = losses.clipped_surrogate(log_ratio_B, advantage_B, low=config.clip, high=config.clip)
-    entropy_B = policy.entropy()
-    watch = {"entropy": entropy_B, "ratio/clipped": clipped_B, "kl/behaviour": log_ratio_B.exp() - 1.0 - log_ratio_B}
-    return Loss(loss_B - config.entropy * entropy_B, watch)
+    rows = batch["action"], batch["log_prob_start"], values.whitened(batch["advantage"])
+    return Loss(*surrogate.clipped(networks["actor"](batch["obs"]), *rows, clip=config.clip, entropy=config.entropy))
 
 
 def value_loss(networks: Networks, batch: Batch, state: State, generator: Generator) -> Loss:
