@@ -1,7 +1,7 @@
-"""Demonstrations in procedurally generated rooms: imitated before PPO, between its steps, or both; and how diverse they should be.
+"""Demonstrations in procedurally generated rooms, imitated before PPO, between its steps, or both; and how diverse they should be.
 
-Levels of demonstrations and of evaluations are drawn from two thousand million, so policies are judged where nobody was shown the
-way.
+Levels of demonstrations and of evaluations are drawn from two thousand million, so policies are judged where nobody was shown
+the way.
 """
 
 from collections.abc import Mapping
@@ -46,8 +46,8 @@ def arm(*, before: int = 0, times: int = 0, online: bool = True, data: GridDemos
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "Over 40,960 steps in two rooms that are new in every episode, PPO that has imitated fifty demonstrations before, or "
-            "imitates them in between, or both, has a higher mean return than PPO alone; and fifty levels with three random "
+            "Over 40,960 steps in two rooms that are new in every episode, PPO that has imitated fifty demonstrations before, "
+            "or imitates them in between, or both, has a higher mean return than PPO alone; and fifty levels with three random "
             "actions in ten teach imitation more than two levels without a flaw."
         ),
         paper="Using Offline Data to Speed-up RL in Procedurally Generated Environments (arXiv 2304.09825)",
