@@ -1,4 +1,4 @@
-"""Demonstrations in procedurally generated rooms, imitated before PPO, between its steps, or both; and how diverse they should be.
+"""Demonstrations in procedurally generated rooms, imitated before PPO, between its steps, or both; how diverse they should be.
 
 Levels of demonstrations and of evaluations are drawn from two thousand million, so policies are judged where nobody was shown
 the way.
