@@ -47,8 +47,8 @@ class Phase:
     act: Literal["explore", "greedy", "random"] = "explore"
     """How actors act after those."""
     sources: tuple[Portion, ...] = ()
-    """What a batch is made of; none named: all sources of the run in equal parts. Where terms read rollouts, what comes beside
-    them."""
+    """What a batch is made of; none named: all sources of the run in equal parts, and without actors its data sets, if it has
+    any. Where terms read rollouts, what comes beside them."""
     spell: int = 0
     """Updates in a row whose rows all come from one source, drawn in proportion to the shares; 0 mixes within every batch."""
     off: tuple[str, ...] = ()

@@ -52,7 +52,14 @@ class Source:
         return isinstance(self.sampler, ByPriority)
 
     def draw(self, num: int, names: frozenset[str], generator: Generator, version: int) -> dict[str, Tensor]:
-        """Columns of `num` rows."""
+        """Columns of `num` rows. Raises `ConfigError` if there is none."""
+        if not len(self.storage):
+            raise ConfigError(
+                f"source '{self.config.name}' has no rows to draw",
+                given="a storage that nothing was put into, or whose rows are all too old",
+                expected="a phase that collects before it learns from it",
+                todo="name the phase's sources in the recipe, or put a phase with env_steps before it",
+            )
         place_B, relative_B = self.sampler.draw(self.storage, num, generator)
         columns = self.storage.read(place_B, names.difference(READY_MADE), gamma=self._gamma, steps=self.config.steps)
         if "lag" in names:
@@ -142,7 +149,7 @@ class Sources:
 
     def begin(self, index: int, phase: Phase, *, rollouts: bool) -> None:
         """The phase `index` begins, whose terms read `rollouts` or what its sources give."""
-        shares = phase.shares or ({} if rollouts else dict.fromkeys(self.sources, Share(1.0)))
+        shares = phase.shares or ({} if rollouts else dict.fromkeys(self._usual(phase), Share(1.0)))
         if unknown := sorted(set(shares) - set(self.sources)):
             raise ConfigError(
                 f"phase '{phase.name}' draws from sources that the run does not have: {', '.join(unknown)}",
@@ -155,6 +162,11 @@ class Sources:
             self._portions = Spells(shares, self._batch, length=phase.spell, seed=self._generator.initial_seed() + index)
         elif shares:
             self._portions = Portions(shares, self._batch)
+
+    def _usual(self, phase: Phase) -> list[str]:
+        """The sources of a phase that names none."""
+        data = [name for name, source in self.sources.items() if isinstance(source.config, DatasetConfig)]
+        return data if data and not phase.env_steps else list(self.sources)
 
     @property
     def gives(self) -> bool:
