@@ -62,8 +62,8 @@ class Ensemble:
 
     reads: tuple[Literal["obs", "action", "next_obs"], ...] = ("obs", "action")
     """Inputs, put side by side; a discrete action is one-hot."""
-    outputs: int | Literal["actions"] = 1
-    """Width of the output; "actions" is one for each discrete action."""
+    outputs: int | Literal["actions", "obs"] = 1
+    """Width of the output; "actions" is one for each discrete action, "obs" one for each number of an observation."""
     members: int = 1
     """Number of copies."""
     body: Body = field(default_factory=Body)

@@ -35,6 +35,8 @@ __all__ = [
     "Loss",
     "Natural",
     "Networks",
+    "Review",
+    "Reviewed",
     "Stage",
     "State",
     "Target",
@@ -117,6 +119,28 @@ class Stage:
     copies: Mapping[str, str] = field(default_factory=dict)
 
 
+class Reviewed(NamedTuple):
+    """What a review comes to: the next state, and networks that take over the weights of others, as `{taker: giver}`."""
+
+    state: State
+    takes: Mapping[str, str] = {}
+
+
+class ReviewFunction(Protocol):
+    """Pure, without gradient; `batch` are the rows of the update, for whatever states it wants to look from."""
+
+    def __call__(self, networks: Networks, batch: Batch, state: State, generator: Generator, /) -> Reviewed: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """A look at the networks: before the first update of a phase, and after every so many. Left out of phases like a term."""
+
+    name: str
+    look: ReviewFunction
+    every: int
+
+
 class Ask(NamedTuple):
     """What an actor wants: a `mode` ("explore" or "greedy") after `taken` environment steps of the run, in these spaces."""
 
@@ -159,6 +183,7 @@ class ControlAlgorithm:
     act        how an actor chooses, with the networks in `acts_with`, which are what is published
     needs      columns that the terms read; checked before the first update and again at every read
     targets    pairs of online and target networks; a target is applied every so many updates, after the terms
+    reviews    looks at the networks that may change the state and let networks take over the weights of others
     gamma      discount of values; samplers make `reward`, `discount`, `mc_return` with it
     actions    what kind of actions it is for
     consumes   "replay": terms read rows that a storage samples; "rollout": they read the chunks of the step, each row once per
@@ -177,6 +202,7 @@ class ControlAlgorithm:
     acts_with: tuple[str, ...]
     needs: frozenset[str]
     targets: tuple[Target, ...] = ()
+    reviews: tuple[Review, ...] = ()
     gamma: float = 0.99
     actions: Literal["any", "continuous", "discrete"] = "any"
     consumes: Literal["replay", "rollout"] = "replay"

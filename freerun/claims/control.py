@@ -141,6 +141,13 @@ def train(
     return kept.result(diverged) | {"cpu": time.process_time() - began}
 
 
+def since(numbers: Mapping[str, Any], share: float) -> list[float]:
+    """The evaluations of a run since `share` of its work was done, the last one included. With evaluations at whole shares, the
+    first is that of the policy as it was then."""
+    way = [*numbers["scores"], numbers["score"]]
+    return way[max(0, round(share * len(way)) - 1) :]
+
+
 class Kept:
     """A sink that keeps what a claim is about."""
 

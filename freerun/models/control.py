@@ -254,7 +254,8 @@ class EnsembleNetwork(nn.Module):
         super().__init__()
         self._network, self._spaces = network, spaces
         self.observer = Observer(network.body, spaces, generator, normalise)
-        outputs = spaces.actions if network.outputs == "actions" else network.outputs
+        wide = {"actions": spaces.actions, "obs": math.prod(spaces.obs)}
+        outputs = network.outputs if isinstance(network.outputs, int) else wide[network.outputs]
         widths = {"obs": self.observer.width, "next_obs": self.observer.width, "action": spaces.actions}
         width = sum(widths[name] for name in network.reads) + network.context
         self._single = outputs == 1

@@ -52,7 +52,7 @@ class Phase:
     spell: int = 0
     """Updates in a row whose rows all come from one source, drawn in proportion to the shares; 0 mixes within every batch."""
     off: tuple[str, ...] = ()
-    """Terms that are left out."""
+    """Terms and reviews that are left out."""
     frozen: tuple[str, ...] = ()
     """Networks that no term trains."""
     every: Mapping[str, int] = field(default_factory=dict)

@@ -204,15 +204,26 @@ class ControlTrainer:
 
     def _update(self, batches: Batches, plan: Plan, *, report: bool, only: Collection[str] = ()) -> Updated:
         self._last = batches
+        if not self._phase_updates:
+            self._review(batches, plan)
         share = 1.0 - plan.done if self._config.schedule == "linear" else 1.0
         with self._timed("update"):
             phase = self._phases[plan.phase]
             updated = self._updater.update(batches, self._state, self._noise, phase, lr_share=share, report=report, only=only)
         self._phase_updates += 1
+        self._review(batches, plan)
         if updated.surprise is not None:
             self._tell_samplers(batches, updated.surprise)
         self._fire("update", updated.metrics)
         return updated
+
+    def _review(self, batches: Batches, plan: Plan) -> None:
+        """Reviews whose turn it is."""
+        off = self._phases[plan.phase].off
+        for review in self._algorithm.reviews:
+            if self._phase_updates % review.every == 0 and review.name not in off:
+                with self._timed("review"):
+                    self._state = self._updater.review(review, batches.of(""), self._state, self._noise)
 
     def _tell_samplers(self, batches: Batches, surprise_B: Tensor) -> None:
         """Give each source that goes by surprise its part; rows of the union are in the order of the sources."""

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.adamw import adamw
 
-from freerun.algorithms.control_base import ControlAlgorithm, Lookahead, Loss, Natural, State, Target, Term
+from freerun.algorithms.control_base import ControlAlgorithm, Lookahead, Loss, Natural, Review, State, Target, Term
 from freerun.models import control as models
 from freerun.store.phases import Phase
 from freerun.trainer.control_config import ControlTrainerConfig
@@ -219,6 +219,16 @@ class Updater:
                 torch._foreach_lerp_(following, online, target.rate)
             if isinstance(target, Lookahead):
                 torch._foreach_copy_(online, following)
+
+    @torch.no_grad()
+    def review(self, review: Review, batch: Batch, state: State, generator: Generator) -> State:
+        """Look at the networks; the next state. What takes over weights has its own optimiser's memory still."""
+        reader = f"review '{review.name}' of algorithm '{self._algorithm.name}'"
+        reviewed = review.look(self.networks, batch.read_by(reader), state, generator)
+        weights = {taker: copy.deepcopy(self.networks[giver].state_dict()) for taker, giver in reviewed.takes.items()}
+        for taker, taken in weights.items():
+            self.networks[taker].load_state_dict(taken)
+        return reviewed.state
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Networks see observations as `(obs - mean) / std` from now on."""

@@ -4,15 +4,23 @@ Shapes: B rows, M critics, A action dimensions.
 """
 
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from freerun.algorithms.control import cql, famo2o_cql, famo2o_iql, iql
-from freerun.algorithms.control_base import Ask
+from freerun.algorithms.control import bc, cql, famo2o_cql, famo2o_iql, iql, ppo, unio4
+from freerun.algorithms.control_base import Ask, Review, Reviewed
 from freerun.errors import ConfigError
 from freerun.ops import balance
+from freerun.ops.distributions import Gaussian
+from freerun.ops.values import whitened
+from freerun.store.phases import Phase, Plan
+from freerun.tasks.point import PointData
+from freerun.trainer.control import ControlTrainer
+from freerun.trainer.control_config import ControlTrainerConfig, DatasetConfig
 from freerun.transitions import Spaces
+from freerun.weights import inprocess
 from tests.control.by_hand import Fixed, Number, batch, values_of
 
 CONTINUOUS = Spaces(obs=(3,), actions=2, discrete=False)
@@ -147,12 +155,175 @@ def test_famo2o_on_cql_pushes_down_as_cql_does(toys):
     assert gaps[0] == pytest.approx(gaps[1], abs=0.05)
 
 
+# Uni-O4
+
+
+def gaussian(mean, std=1.0):
+    return lambda obs: Gaussian(torch.full((len(obs), 1), mean), torch.full((len(obs), 1), math.log(std)))
+
+
+def test_unio4_with_one_clone_is_behaviour_cloning(toys):
+    left, right = toys(unio4.Config(members=1), CONTINUOUS), toys(bc.Config(hidden=(256, 256, 256)), CONTINUOUS)
+    right.networks["actor"].load_state_dict(left.networks["member_0"].state_dict())
+    assert torch.allclose(left.gradients(left.batch)["clone"], right.gradients(right.batch)["actor"], rtol=1e-4, atol=1e-6)
+
+
+def test_unio4_clones_are_paid_for_what_none_of_the_others_would_do():
+    """At the data's action 0.5 the log-densities of the two differ by (0.5 - 0)^2 / 2 - (0.5 - 1)^2 / 2 = 0, at 1 by -1/2."""
+    networks = {"member_0": gaussian(0.0), "member_1": gaussian(1.0)}
+    loss, watched = values_of(unio4, networks, batch(), term=2, members=2, diversity=0.5, diversity_at="data")
+    likelihood = -0.125 - 0.5 * math.log(2 * math.pi)
+    assert watched["divergence"] == pytest.approx(0.0, abs=1e-6)
+    assert loss == pytest.approx([-2 * likelihood])
+    rows = batch(obs=torch.zeros(20_000, 1), action=torch.full((20_000, 1), 0.5))
+    _, sampled = values_of(unio4, networks, rows, term=2, members=2, diversity=0.5)
+    assert sampled["divergence"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_unio4_at_the_data_measures_no_divergence_but_scales_the_likelihood(toys):
+    """So the authors' code comes to no diversity: each clone's gradient is that of its likelihood, times 1 + diversity."""
+    left = toys(unio4.Config(diversity=0.25, diversity_at="data"), CONTINUOUS)
+    right = toys(unio4.Config(diversity=0.0), CONTINUOUS)
+    scaled = 1.25 * right.gradients(right.batch)["clone"]
+    assert torch.allclose(left.gradients(left.batch)["clone"], scaled, rtol=1e-4, atol=1e-6)
+
+
+def test_unio4_pushes_a_clone_away_without_pulling_the_others_along(toys):
+    """What moves the second clone is its own divergence from the first, and not the first's from it."""
+    toy = toys(unio4.Config(members=2, diversity=0.5), CONTINUOUS)
+    second = list(toy.networks["member_1"].parameters())
+    both = toy.losses(toy.batch)["clone"][1].watch["divergence"].mean() * 2
+    make = torch.Generator().manual_seed(1)
+    first_policy, policy = (toy.networks[name](toy.batch["obs"]) for name in ("member_0", "member_1"))
+    first_policy.sample(make)
+    action, _ = policy.sample(make)
+    own = (policy.log_prob(action) - first_policy.log_prob(action)).mean()
+    for found, expected in zip(torch.autograd.grad(both, second), torch.autograd.grad(own, second), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_unio4_at_its_old_policies_has_the_gradient_of_reinforce(toys):
+    toy = toys(unio4.Config(members=1), CONTINUOUS)
+    toy.networks["old_0"].load_state_dict(toy.networks["member_0"].state_dict())
+    obs = toy.batch["obs"]
+    with torch.no_grad():
+        action, _ = toy.networks["old_0"](obs).sample(torch.Generator().manual_seed(1))
+        worth = toy.networks["critic"](obs, action.clamp(-1, 1)).amin(0) - toy.networks["value"](obs)[0]
+    logp = toy.networks["member_0"](obs).log_prob(action)
+    parameters = list(toy.networks["member_0"].parameters())
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(-(whitened(worth) * logp).mean(), parameters)])
+    assert torch.allclose(toy.gradients(toy.batch)["improve"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_unio4_learns_how_states_move_in_units_of_how_much_they_move():
+    """Moves of 0.1 and 0.3 have the deviation 0.1; foretelling 0.2 is off by one unit, but for the last row, which has none."""
+    rows = batch(
+        obs=torch.zeros(3, 1),
+        next_obs=torch.tensor([[0.1], [0.3], [99.0]]),
+        action=torch.zeros(3, 1),
+        discount=torch.tensor([0.5, 0.5, 0.0]),
+    )
+    networks = {"model": lambda obs, action: torch.full((1, 3, 1), 0.2)}
+    loss, _ = values_of(unio4, networks, rows, term=1)
+    unit = torch.tensor([0.1, 0.3, 0.0]).std(correction=0).item() + 1e-3
+    assert loss == pytest.approx([(0.1 / unit) ** 2, (0.1 / unit) ** 2, 0.0])
+
+
+def world(*actions):
+    """Members that always take these actions, in a world where they move the state by that, and whose value is the state."""
+    networks = {f"member_{i}": (lambda obs, a=a: gaussian(a)(obs)) for i, a in enumerate(actions)}
+    networks["model"] = lambda obs, action: torch.stack([action, action])
+    networks["critic"] = lambda obs, action: torch.stack([obs[:, 0] + 1.0, obs[:, 0]])
+    return networks
+
+
+def test_unio4_judges_a_policy_by_the_values_that_it_comes_by_in_the_model():
+    """From 0 and 10, three steps of 2: 0, 2, 4 and 10, 10, 10, for the data has seen nothing beyond 10."""
+    config = unio4.Config(members=1, horizon=3)
+    assert unio4.worth(world(2.0), "member_0", torch.tensor([[0.0], [10.0]]), config) == pytest.approx((2.0 + 10.0) / 2)
+
+
+def test_unio4_lets_old_policies_take_over_what_is_better_and_the_actor_the_best():
+    config = unio4.Config(members=2, horizon=2)
+    rows, make = batch(obs=torch.tensor([[0.0], [10.0]])), torch.Generator()
+    first = unio4.review(world(1.0, 2.0), rows, {"scores": []}, make, config=config)
+    assert first.takes == {"old_0": "member_0", "old_1": "member_1", "actor": "member_1"}
+    second = unio4.review(world(1.5, 1.0), rows, first.state, make, config=config)
+    assert second.takes == {"old_0": "member_0"}
+    assert second.state["scores"] == [second.state["scores"][0], first.state["scores"][1]]
+    third = unio4.review(world(9.0, 1.0), rows, second.state, make, config=config)
+    assert third.takes == {"old_0": "member_0", "actor": "member_0"}
+    assert unio4.review(world(1.0, 1.0), rows, third.state, make, config=config).takes == {}
+
+
+def test_unio4_online_is_ppo(toys):
+    left, right = toys(unio4.Config(clip=0.2, entropy=0.0), CONTINUOUS), toys(ppo.Config(), CONTINUOUS)
+    rows = left.batch
+    right.networks["actor"], right.networks["value"] = left.networks["actor"], left.networks["value"]
+    for name in ("policy", "value"):
+        (mean, _), (expected, _) = left.losses(rows)[name], right.losses(rows)[name]
+        assert mean.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# Reviews
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """Behaviour cloning with a review that counts itself and hands the actor's weights to a copy."""
+
+    def build(self):
+        algorithm = bc.Config(hidden=(4,)).build()
+        networks = {**algorithm.networks, "copy": algorithm.networks["actor"]}
+
+        def look(networks, batch, state, generator):
+            return Reviewed({"seen": state["seen"] + 1}, {"copy": "actor"})
+
+        review = Review(name="look", look=look, every=10)
+        return replace(algorithm, networks=networks, reviews=(review,), init=lambda: {"seen": 0})
+
+
+def trained(*phases):
+    data = DatasetConfig(data=PointData(episodes=5))
+    config = ControlTrainerConfig(batch=8)
+    trainer = ControlTrainer(
+        Looked(), Spaces(obs=(2,), actions=2, discrete=False), config, phases, [data], inprocess.publisher()
+    )
+    trainer.start()
+    for index, phase in enumerate(phases):
+        for _ in range(phase.updates // 5):
+            trainer.finish_step([], Plan(phase=index, updates=5))
+    return trainer
+
+
+def test_a_review_comes_before_the_first_update_of_a_phase_and_after_every_so_many():
+    trainer = trained(Phase(name="a", updates=25), Phase(name="b", updates=20))
+    assert trainer._state["seen"] == (1 + 2) + (1 + 2)
+
+
+def test_a_review_may_be_left_out_of_a_phase():
+    assert trained(Phase(updates=20, off=("look",)))._state["seen"] == 0
+
+
+def test_a_network_takes_over_weights_when_a_review_says_so():
+    trainer = trained(Phase(updates=20))
+    networks = trainer._updater.networks
+    assert torch.equal(networks["copy"].layers.linear[0].weight, networks["actor"].layers.linear[0].weight)
+    later = trained(Phase(updates=25))._updater.networks
+    assert not torch.equal(later["copy"].layers.linear[0].weight, later["actor"].layers.linear[0].weight)
+
+
+# Configs
+
+
 @pytest.mark.parametrize(
     "method, broken, rule",
     [
         (famo2o_iql, {"low": 6.0}, "0 <= low <= high"),
         (famo2o_iql, {"balance_every": 0}, "balance_every >= 1"),
         (famo2o_cql, {"low": -1.0}, "0 <= low <= high"),
+        (unio4, {"diversity": 1.0}, "0 <= diversity < 1"),
+        (unio4, {"members": 0}, "members, models, horizon, review_every >= 1"),
     ],
 )
 def test_a_broken_config_says_which_rule_it_breaks(method, broken, rule):

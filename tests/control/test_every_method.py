@@ -194,6 +194,26 @@ def test_a_frozen_network_stays_as_it_is(toy):
         assert name not in changed(updater_of(toy), toy, Phase(updates=1, frozen=(name,)), 2)
 
 
+# --- reviews -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_review_looks_and_changes_nothing_but_what_it_says(toy):
+    batch = {name: column.clone() for name, column in toy.batch.items()}
+    weights = {n: copy.deepcopy(m.state_dict()) for n, m in toy.networks.items()}
+    for review in toy.algorithm.reviews:
+        with torch.no_grad():
+            reader = Recorded(toy.batch)
+            found, again = (review.look(toy.networks, reader, toy.state, torch.Generator().manual_seed(0)) for _ in range(2))
+        assert found == again
+        assert reader.read <= toy.algorithm.needs
+        assert set(found.takes) <= set(toy.algorithm.networks)
+        assert set(found.takes.values()) <= set(toy.networks)
+        assert json.loads(json.dumps(dict(found.state))) == found.state
+    assert all(torch.equal(batch[name], column) for name, column in toy.batch.items())
+    for name, network in toy.networks.items():
+        assert all(torch.equal(weights[name][key], value) for key, value in network.state_dict().items())
+
+
 # --- acting ------------------------------------------------------------------------------------------------------------------
 
 
