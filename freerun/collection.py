@@ -69,11 +69,16 @@ class Rollouts(Supply, Protocol):
 
 
 class Queue(Rollouts):
-    """Chunks that are trained on once, in order, with a bound on their lag."""
+    """Chunks that are trained on once, in order, with a bound on their lag.
+
+    Admission counts versions of steps that train on chunks. Phases without actors make versions too, while no chunk is under
+    way; `others` of them lie behind, and are taken off.
+    """
 
     def __init__(self, schedule: EnvSchedule) -> None:
         self.admission = Admission(batch=schedule.chunks, max_lag=schedule.max_lag, window=schedule.window)
         self.chunks: dict[int, Chunk] = {}
+        self.others = 0
 
     def begin_phase(self, work: Work) -> None:
         """Nothing: the limits are those of the whole run."""
@@ -81,11 +86,11 @@ class Queue(Rollouts):
     def order(self, version: int, actor: int) -> int | None:
         item = self.admission.admit(f"chunk {self.admission.next_item}")
         if item is not None:
-            self.admission.begin(item, version)
+            self.admission.begin(item, version - self.others)
         return item
 
     def arrived(self, chunk: Chunk) -> None:
-        self.admission.finish(chunk.item, chunk.oldest_version)
+        self.admission.finish(chunk.item, chunk.oldest_version - self.others)
         self.chunks[chunk.item] = chunk
 
     def ready(self) -> bool:
@@ -97,25 +102,29 @@ class Queue(Rollouts):
     def take(self, version: int) -> list[Chunk]:
         if not self.ready():
             return []
-        return [self.chunks[item] for item in self.admission.take(self.admission.batch, version)]
+        return [self.chunks[item] for item in self.admission.take(self.admission.batch, version - self.others)]
 
     def trained(self, chunks: Sequence[Chunk], version: int) -> None:
-        self.admission.trained([chunk.item for chunk in chunks], version)
-        self.admission.published(version)
+        self.admission.trained([chunk.item for chunk in chunks], version - self.others)
+        self.admission.published(version - self.others)
         for chunk in chunks:
             del self.chunks[chunk.item]
+
+    def other_step(self) -> None:
+        """A step without chunks published a version."""
+        self.others += 1
 
     def counts(self) -> Mapping[str, int]:
         return self.admission.counts()
 
     def state(self) -> dict[str, Any]:
-        return {"admission": self.admission.state()}
+        return {"admission": self.admission.state(), "others": self.others}
 
     def payloads(self) -> dict[int, bytes]:
         return {item: encode_chunk(chunk) for item, chunk in self.chunks.items()}
 
     def load(self, state: Mapping[str, Any], payloads: Mapping[int, bytes]) -> None:
-        self.admission = Admission.from_state(state["admission"])
+        self.admission, self.others = Admission.from_state(state["admission"]), state["others"]
         self.chunks = {item: decode_chunk(data) for item, data in payloads.items()}
 
 

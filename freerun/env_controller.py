@@ -210,6 +210,8 @@ class EnvController(Program):
             first = self.supply.table.first_key if isinstance(self.supply, Replay) else 0
             await self._step(Plan(phase=self.phase, updates=num, done=self.done, first=first))
             self.updates += num
+            if isinstance(self.supply, Queue):
+                self.supply.other_step()
             await self._after_step()
 
     def _is_due(self, num: int) -> bool:

@@ -17,8 +17,9 @@ class Body:
     """What follows each of them."""
     layer_norm: bool = False
     """Normalise each hidden layer before its activation."""
-    encoder: Literal["flat", "pixels", "grid"] = "flat"
-    """How an observation becomes a vector: as it is, by the convolutions of Mnih et al. 2015, or by those for small grids."""
+    encoder: Literal["flat", "pixels", "grid", "auto"] = "flat"
+    """How an observation becomes a vector: as it is, by the convolutions of Mnih et al. 2015, by those for small grids, or by
+    whichever of these its shape asks for."""
     init: Literal["default", "orthogonal"] = "default"
     """Initial weights: PyTorch's own for linear layers, or orthogonal ones with zero biases, as PPO is used to."""
 

@@ -45,6 +45,7 @@ TRANSITIONS: Mapping[str, Column] = {
     "truncated": Column("B", "the episode was cut for another reason (time, failure): there is value beyond, so bootstrap"),
     "discount": Column("B", "what a value at `next_obs` counts: gamma to the number of steps, 0 where terminated"),
     "log_prob": Column("B", "log-prob (density) of the action under the policy that chose it; NaN where nobody knows"),
+    "log_prob_start": Column("B", "log-prob of the action under the policy at the start of the update"),
     "version": Column("B", "policy version that chose the action; -1 where no version of this run did"),
     "lag": Column("B", "trainer version at consumption minus `version`"),
     "episode": Column("B", "number of the episode, unique in its source"),

@@ -66,6 +66,8 @@ class Job:
 
     env: EnvConfig = field(default_factory=lambda: GymConfig(id="Pendulum-v1"))
     """The environment."""
+    judge_env: EnvConfig | None = None
+    """Where policies are judged, if not there."""
     scores: EpisodesConfig = field(default_factory=Made)
     """A data set that knows the reference returns."""
     batch: int = 128
@@ -122,6 +124,7 @@ def train(
         ),
         sources=(*own, *sources),
         actor=ActorConfig(envs=job.envs, picture_frames=0),
+        judge_env=job.judge_env,
         trainer=ControlTrainerConfig(**{"batch": job.batch, **(trainer or {})}),
         scores=job.scores.build().scores,
         placement=PlacementConfig(kind="inline", schedule="serial", threads=1),
@@ -136,6 +139,13 @@ def train(
         except Diverged:
             diverged = True
     return kept.result(diverged) | {"cpu": time.process_time() - began}
+
+
+def since(numbers: Mapping[str, Any], share: float) -> list[float]:
+    """The evaluations of a run since `share` of its work was done, the last one included. With evaluations at whole shares, the
+    first is that of the policy as it was then."""
+    way = [*numbers["scores"], numbers["score"]]
+    return way[max(0, round(share * len(way)) - 1) :]
 
 
 class Kept:

@@ -1,43 +1,18 @@
 """On the combination lock offline data open what on-policy steps alone do not, and useless data cost learning nothing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from freerun.actors.collector import Collector
-from freerun.actors.environment import ActorConfig, GymConfig
-from freerun.algorithms.control import hnpg, ppo
+from freerun.algorithms.control import hnpg
 from freerun.claims import control
 from freerun.claims.base import Arm, Claim, Expectation
+from freerun.claims.cartpole import CARTPOLE, RandomPlay
 from freerun.claims.control import Job
-from freerun.datasets.base import Episodes
 from freerun.store.phases import Phase, Portion
-from freerun.tasks.grades import episodes_of
 from freerun.tasks.lock import LockConfig, LockData
-from freerun.transitions import Order
-from freerun.weights import inprocess
 
 LOCK = Job(env=LockConfig(), scores=LockData(episodes=1), batch=1000, envs=20, chunk=50, evaluations=12, episodes=100)
 """1000 environment steps per step, as in the paper: 200 episodes."""
-CARTPOLE = GymConfig(id="CartPole-v1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RandomPlay:
-    """Episodes of random actions on CartPole, with the returns of random and of perfect play as references."""
-
-    rows: int = 5_000
-    """Transitions, about."""
-
-    def build(self) -> Episodes:
-        actor = Collector(CARTPOLE, ActorConfig(envs=4), ppo.Config(), inprocess.subscriber())
-        try:
-            chunk = actor.collect(Order(item=0, steps=self.rows // 4, mode="random"), None).chunk
-        finally:
-            actor.close()
-        return episodes_of("cartpole-random", [chunk], {"env": CARTPOLE.id, "scores": [22.0, 500.0]})
-
-
 POLE = Job(env=CARTPOLE, scores=RandomPlay(rows=200), batch=1000, envs=8, chunk=125, evaluations=12)
 
 
@@ -45,7 +20,7 @@ def lock(weight: float) -> Arm:
     def run(seed: int) -> Mapping[str, Any]:
         phase = Phase(env_steps=60_000, sources=(Portion(source="dataset"),))
         data, method = LockData(seed=seed), hnpg.Config(gamma=1.0, weight=weight)
-        return control.train(method, phases=[phase], seed=seed, job=LOCK, data=data, trainer={"epochs": 30})
+        return control.train(method, phases=[phase], seed=seed, job=LOCK, data=data)
 
     return run
 
@@ -54,7 +29,7 @@ def pole(weight: float) -> Arm:
     def run(seed: int) -> Mapping[str, Any]:
         phase = Phase(env_steps=30_000, sources=(Portion(source="dataset"),))
         method = hnpg.Config(weight=weight)
-        return control.train(method, phases=[phase], seed=seed, job=POLE, data=RandomPlay(), trainer={"epochs": 30})
+        return control.train(method, phases=[phase], seed=seed, job=POLE, data=RandomPlay())
 
     return run
 

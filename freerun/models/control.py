@@ -67,18 +67,19 @@ class Observer(nn.Module):
         self.normalise = normalise and not spaces.pixels
         self._dims = len(spaces.obs)
         # Colours go up to 255, the symbols of MiniGrid to 10: its images are of bytes too.
-        self._largest = {"pixels": 255.0, "grid": 10.0, "flat": 1.0}[body.encoder] if spaces.pixels else 1.0
+        encoder = _fitting(spaces.obs) if body.encoder == "auto" else body.encoder
+        self._largest = {"pixels": 255.0, "grid": 10.0, "flat": 1.0}[encoder] if spaces.pixels else 1.0
         if self.normalise:
             self.register_buffer("shift", torch.zeros(spaces.obs))
             self.register_buffer("scale", torch.ones(spaces.obs))
-        if (body.encoder != "flat") != (len(spaces.obs) == 3):
+        if (encoder != "flat") != (len(spaces.obs) == 3):
             raise ConfigError(
-                f"encoder '{body.encoder}' does not fit the observations",
+                f"encoder '{encoder}' does not fit the observations",
                 given=f"observations of shape {spaces.obs}",
                 expected="'flat' for vectors; 'pixels' or 'grid' for three dimensions, channels first",
                 todo="set the encoder of the algorithm's networks",
             )
-        self.convolutions = _convolutions(body.encoder, spaces.obs, generator) if body.encoder != "flat" else None
+        self.convolutions = _convolutions(encoder, spaces.obs, generator) if encoder != "flat" else None
         with torch.no_grad():
             self.width = int(self(torch.zeros(1, *spaces.obs)).shape[-1])
 
@@ -101,6 +102,11 @@ class Observer(nn.Module):
         if self.normalise:
             self.shift.copy_(mean)
             self.scale.copy_(1.0 / std)
+
+
+def _fitting(shape: Sequence[int]) -> str:
+    """The encoder for observations of this shape: convolutions for pixels reduce an image to a thirtieth."""
+    return "flat" if len(shape) != 3 else "pixels" if min(shape[1:]) >= 36 else "grid"
 
 
 def _convolutions(encoder: str, shape: Sequence[int], generator: Generator) -> nn.Sequential:

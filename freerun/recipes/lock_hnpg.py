@@ -21,6 +21,6 @@ def recipe() -> ControlRun:
         control=EnvSchedule(phases=(phase,), chunk=10 * STEPS, eval_episodes=50, final_eval_episodes=200),
         sources=(DatasetConfig(data=LockData(env=env)),),
         actor=ActorConfig(envs=20, picture_frames=0),
-        trainer=ControlTrainerConfig(batch=1000, epochs=30),
+        trainer=ControlTrainerConfig(batch=1000),
         scores=(0.05, 1.0),
     )

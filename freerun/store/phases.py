@@ -49,6 +49,8 @@ class Phase:
     sources: tuple[Portion, ...] = ()
     """What a batch is made of; none named: all sources of the run in equal parts, and without actors its data sets, if it has
     any. Where terms read rollouts, what comes beside them."""
+    spell: int = 0
+    """Updates in a row whose rows all come from one source, drawn in proportion to the shares; 0 mixes within every batch."""
     off: tuple[str, ...] = ()
     """Terms and reviews that are left out."""
     frozen: tuple[str, ...] = ()
@@ -63,7 +65,10 @@ class Phase:
     def __post_init__(self) -> None:
         rules = {
             "env_steps or updates": bool(self.env_steps) != bool(self.updates),
-            "no negative number": min(self.env_steps, self.updates, self.utd, self.utd_most, self.start, self.random) >= 0,
+            "no negative number": min(
+                self.env_steps, self.updates, self.utd, self.utd_most, self.start, self.random, self.spell
+            )
+            >= 0,
             "start < env_steps, or no updates": self.start < self.env_steps or not self.utd or not self.env_steps,
             "utd above 0, for more than that": self.utd > 0 or not self.utd_most,
             "every >= 1": min(self.every.values(), default=1) >= 1,

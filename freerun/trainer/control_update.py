@@ -8,14 +8,18 @@ Shapes: B rows of a batch.
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim.adamw import adamw
 
+<<<<<<< HEAD
 from freerun.algorithms.control_base import ControlAlgorithm, Loss, Natural, Review, State, Target, Term
+=======
+from freerun.algorithms.control_base import ControlAlgorithm, Lookahead, Loss, Natural, Review, State, Target, Term
+>>>>>>> hybrid
 from freerun.models import control as models
 from freerun.store.phases import Phase
 from freerun.trainer.control_config import ControlTrainerConfig
@@ -27,6 +31,15 @@ from freerun.types import Batch, Mean, Metric
 
 class NotFinite(ArithmeticError):
     """A loss or a gradient norm is not a finite number. Arguments: which of the two, and the value."""
+
+
+class Updated(NamedTuple):
+    """What an update gives: everything measured, or nothing if nobody asked; how far off the rows were, if a term knows;
+    whether a term has had enough."""
+
+    metrics: dict[str, Metric]
+    surprise: Tensor | None
+    enough: bool
 
 
 class Moments:
@@ -81,24 +94,32 @@ class Updater:
             for t in algorithm.targets
         ]
 
-    def due(self, phase: Phase) -> list[Term]:
-        """Terms whose turn it is in the next update: the last of every so many."""
+    def due(self, phase: Phase, only: Collection[str] = ()) -> list[Term]:
+        """Terms whose turn it is in the next update, the last of every so many; of those in `only`, if any are named."""
         return [
             term
             for term in self._algorithm.terms
             if (self.num_updates + 1) % phase.every.get(term.name, term.every) == 0
             and term.name not in phase.off
+            and (not only or term.name in only)
             and set(term.trains) - set(phase.frozen)
         ]
 
     def update(
-        self, batches: Batches, state: State, generator: Generator, phase: Phase, *, lr_share: float, report: bool
-    ) -> tuple[dict[str, Metric], Tensor | None]:
-        """One update. With `report`, everything measured; else nothing. Also how far off the rows were, if a term knows.
-        Raises `NotFinite`, where it looks."""
+        self,
+        batches: Batches,
+        state: State,
+        generator: Generator,
+        phase: Phase,
+        *,
+        lr_share: float,
+        report: bool,
+        only: Collection[str] = (),
+    ) -> Updated:
+        """One update, of the terms in `only` if any are named. Raises `NotFinite`, where it looks."""
         metrics: dict[str, Metric] = {}
-        surprise: Tensor | None = None
-        for terms in joined(self.due(phase)):
+        surprise, enough = None, False
+        for terms in joined(self.due(phase, only)):
             rows = [
                 (term, batches.of(term.source).read_by(f"term '{term.name}' of algorithm '{self._algorithm.name}'"))
                 for term in terms
@@ -112,11 +133,19 @@ class Updater:
             norm = self._step(torch.stack(losses).sum(), terms[0], trains, lr_share, look=report)
             for term, loss, out in zip(terms, losses, outs, strict=True):
                 surprise = out.surprise.detach() if out.surprise is not None else surprise
+                if term.until is not None:
+                    enough = enough or float(out.watch[term.until[0]].detach().mean()) > term.until[1]
                 if report:
                     metrics |= _measured(term, loss, out.watch, norm)
         self.num_updates += 1
         self._move_targets()
-        return metrics, surprise
+        return Updated(metrics, surprise, enough)
+
+    def copy(self, copies: Mapping[str, str]) -> None:
+        """Make networks copies of others, and let their optimisers begin anew."""
+        for name, original in copies.items():
+            self.trained[name].load_state_dict(self.networks[original].state_dict())
+            self.moments[name].forget()
 
     def _natural(
         self, natural: Natural, rows: list[tuple[Term, Batch]], trains: Iterable[str], state: State, generator: Generator
@@ -192,6 +221,8 @@ class Updater:
                 torch._foreach_copy_(following, online)
             else:
                 torch._foreach_lerp_(following, online, target.rate)
+            if isinstance(target, Lookahead):
+                torch._foreach_copy_(online, following)
 
     @torch.no_grad()
     def review(self, review: Review, batch: Batch, state: State, generator: Generator) -> State:

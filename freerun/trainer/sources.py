@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from freerun.datasets.base import Episodes
 from freerun.errors import ConfigError, StaleItem
 from freerun.ops.values import returns_to_go
-from freerun.store.mix import Portions, Share
+from freerun.store.mix import Portions, Share, Spells
 from freerun.store.phases import Phase
 from freerun.trainer.control_config import DatasetConfig, SourceConfig
 from freerun.trainer.returns import Returns
@@ -144,7 +144,7 @@ class Sources:
     ) -> None:
         self.sources, self._batch, self._names = sources, batch, names
         self._device, self._generator = device, generator
-        self._portions: Portions | None = None
+        self._portions: Portions | Spells | None = None
         self._phase = -1
 
     def begin(self, index: int, phase: Phase, *, rollouts: bool) -> None:
@@ -157,7 +157,11 @@ class Sources:
                 expected=sorted(shares),
                 todo="add them to `sources` in the recipe",
             )
-        self._phase, self._portions = index, Portions(shares, self._batch) if shares else None
+        self._phase, self._portions = index, None
+        if shares and phase.spell:
+            self._portions = Spells(shares, self._batch, length=phase.spell, seed=self._generator.initial_seed() + index)
+        elif shares:
+            self._portions = Portions(shares, self._batch)
 
     def _usual(self, phase: Phase) -> list[str]:
         """The sources of a phase that names none."""
@@ -183,7 +187,7 @@ class Sources:
                 yield Batches({name: transitions(columns) for name, columns in by_source.items()})
             updates, step = updates - some, step + some
 
-    def _at_once(self, portions: Portions) -> int:
+    def _at_once(self, portions: Portions | Spells) -> int:
         """Updates for which rows may be drawn together: one where what is drawn depends on the update before."""
         sources = [self.sources[name] for name in portions.shares]
         if any(source.by_priority for source in sources):

@@ -166,3 +166,10 @@ def test_small_grids_have_convolutions_of_their_own() -> None:
 def test_an_encoder_that_does_not_fit_the_observations_is_refused(body, spaces) -> None:
     with pytest.raises(ConfigError, match="does not fit the observations"):
         one(Deterministic(body=body), spaces)
+
+
+@pytest.mark.parametrize("spaces", [BOX, SCREEN, GRID])
+def test_an_encoder_can_be_what_the_observations_ask_for(spaces) -> None:
+    fitting = {BOX: "flat", SCREEN: "pixels", GRID: "grid"}[spaces]
+    chosen, same = (one(Policy(body=Body(hidden=(16,), encoder=encoder)), spaces) for encoder in ("auto", fitting))
+    assert all(torch.equal(a, b) for a, b in zip(chosen.state_dict().values(), same.state_dict().values(), strict=True))

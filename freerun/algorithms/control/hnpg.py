@@ -11,9 +11,8 @@ Assumption  the offline data cover what a good policy does. Where they do not, t
 Degenerate  weight = 0 is TRPO with a critic of actions.
 Named       `credit`: "gae" credits on-policy actions in the authors' experiments and code; "critic" takes Q - V there too, as
             their analysis does. Offline, actions are fresh draws at the data's states, as in the code; the analysis regresses
-            at the data's own actions. `critic_steps` updates fit the critic, then one moves the policy: give the trainer as
-            many epochs, of one minibatch. One critic and one policy serve all steps, where the authors fit one per step,
-            backwards: what is seen has to say which step it is.
+            at the data's own actions. One critic and one policy serve all steps, where the authors fit one per
+            step, backwards: what is seen has to say which step it is.
 State       none.
 
 Shapes: B rows, K actions drawn for an expectation, T steps of a chunk, N environments.
@@ -32,6 +31,7 @@ from freerun.algorithms.control_base import (
     Loss,
     Natural,
     Networks,
+    Stage,
     State,
     Target,
     Term,
@@ -59,7 +59,7 @@ class Config:
     decay: float = 0.97
     """GAE's lambda."""
     critic_steps: int = 30
-    """Updates of the critic, of which the last is also one of the policy."""
+    """Updates of the critic before one of the policy; each sees all on-policy rows."""
     target_every: int = 10
     """Updates after which offline targets are those of the critic as it is then."""
     lr: float = 1e-3
@@ -84,7 +84,7 @@ class Config:
     def build(self) -> ControlAlgorithm:
         tanh = partial(Body, activation="tanh")
         step = Natural(divergence=moved, radius=self.radius, damping=self.damping)
-        policy = partial(Term, trains=("actor",), lr=0.0, every=self.critic_steps, natural=step)
+        policy = partial(Term, trains=("actor",), lr=0.0, natural=step)
         critic = partial(Term, trains=("critic",), lr=self.lr)
         terms = [critic(name="critic_rollout", loss=critic_loss, source="rollout")]
         surrogates = [policy(name="policy_rollout", loss=partial(policy_loss, config=self), source="rollout")]
@@ -113,6 +113,10 @@ class Config:
             prepare=partial(prepare, config=self),
             uses=frozenset({"obs", "next_obs", "reward", "terminated", "truncated"}),
             makes=frozenset({"advantage", "returns"}),
+            stages=(
+                Stage(terms=tuple(term.name for term in terms), epochs=self.critic_steps, minibatches=1),
+                Stage(terms=tuple(term.name for term in surrogates), epochs=1, minibatches=1),
+            ),
         )
 
 
