@@ -57,7 +57,7 @@ class Checkpoints:
                 f"the checkpoint of step {controller.step} could not be written",
                 given=f"{type(error).__name__}: {error}",
                 expected=f"room and permission to write in {self.directory}",
-                todo=f"make room, then `freerun resume`; still there: {', '.join(kept) or 'none'}",
+                todo=f"make room; still there: {', '.join(kept) or 'none'}",
             ) from error
         for old in self.all()[: -self.keep]:
             shutil.rmtree(old)

@@ -3,6 +3,7 @@
 freerun list                                   the recipes that ship, one line each
 freerun run RECIPE [--dotted.override value]   train; RECIPE is a name from the list or a Python file
 freerun resume DIR                             go on from the newest whole checkpoint of a run directory
+                                               (both: --restarts N resumes by itself what died)
 freerun eval DIR [--problems N]                held-out accuracy of its newest checkpoint
 freerun report DIR                             write DIR/report.html again
 freerun claims [NAME ...]                      run the small experiments on what each paper claims
@@ -15,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -22,18 +24,30 @@ from rich.table import Table
 
 from freerun import config as configs
 from freerun.checkpoint import Checkpoints
-from freerun.errors import ConfigError, FreerunError, RunDirectoryError
+from freerun.errors import (
+    ConfigError,
+    DataError,
+    DeadlineExceeded,
+    ExecutorDied,
+    FreerunError,
+    RunDirectoryError,
+    Stalled,
+)
 from freerun.metrics import Fanout, Sink
 from freerun.recipes import base as recipes
 from freerun.recipes.base import RunConfig
 from freerun.rundir import RunDirectory
+from freerun.supervise import EXIT_DIED, supervise
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
+DEATHS = (ExecutorDied, DeadlineExceeded, Stalled)
+"""Errors that a resumed run may well be spared."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the `freerun` command. Exit status: 0 done, 1 an error that says what to do, 2 bad usage, 130
-    interrupted."""
+    """Entry point of the `freerun` command. Exit status: 0 done, 1 an error that says what to do, 2 bad usage, 3 the same as 1
+    where resuming may be all that there is to do, 130 interrupted."""
     console = Console(stderr=True)
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
@@ -42,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except FreerunError as error:
         console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
         console.print(str(error), markup=False, highlight=False)
-        code = EXIT_ERROR
+        code = EXIT_DIED if isinstance(error, DEATHS) else EXIT_ERROR
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted")
         code = EXIT_INTERRUPTED
@@ -72,7 +86,6 @@ def _parser() -> argparse.ArgumentParser:
         "-h", "--help", action="store_true", help="show every key of the recipe that can be overridden, with its value"
     )
     run.add_argument("--dir", help="run directory to create (default: runs/RECIPE-DATE-TIME)")
-    run.add_argument("--plain", action="store_true", help="one line per step in place of the live view")
     resume = command(
         "resume",
         _resume,
@@ -80,7 +93,13 @@ def _parser() -> argparse.ArgumentParser:
         "Finished work is not generated again and nothing is trained twice; the config is the run's own.",
     )
     resume.add_argument("dir", type=Path, help="the run directory")
-    resume.add_argument("--plain", action="store_true", help="one line per step in place of the live view")
+    resume.add_argument("--because", default="", help=argparse.SUPPRESS)
+    for training in (run, resume):
+        training.add_argument("--plain", action="store_true", help="one line per step in place of the live view")
+        training.add_argument(
+            "--restarts", type=int, default=0, metavar="N", help="if the run dies, resume it by itself, at most N times"
+        )
+        training.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
     evaluate = command(
         "eval",
         _eval,
@@ -138,8 +157,11 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         return 0
     stem = Path(arguments.recipe).stem
     directory = Path(arguments.dir or Path(config.records.directory) / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    if arguments.restarts:
+        return _supervised(["run", arguments.recipe, "--dir", str(directory), *rest], directory, arguments)
     record = {"recipe": arguments.recipe, "overrides": changes, "config": configs.dump(config)}
-    return _train(config, arguments.recipe, RunDirectory.create(directory, record), None, plain=arguments.plain)
+    files = RunDirectory.create(directory, record)
+    return _train(config, arguments.recipe, files, None, plain=arguments.plain, supervised=arguments.supervised)
 
 
 def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -148,11 +170,23 @@ def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
     _nothing_left(rest)
     config, stored = _stored(arguments.dir)
     refuse_other_config(stored["config"], config)
+    if arguments.restarts:
+        return _supervised(["resume", str(arguments.dir)], arguments.dir, arguments)
     begun = bool(Checkpoints(arguments.dir / "checkpoints").all())
     checkpoint = _newest(arguments.dir) if begun else None
     step = int(checkpoint.name.removeprefix("step-")) if checkpoint is not None else 0
-    files = RunDirectory.resume(arguments.dir, step)
-    return _train(config, stored["recipe"], files, checkpoint, resume=True, plain=arguments.plain)
+    files = RunDirectory.resume(arguments.dir, step, because=arguments.because)
+    supervised = arguments.supervised
+    return _train(config, stored["recipe"], files, checkpoint, resume=True, plain=arguments.plain, supervised=supervised)
+
+
+def _supervised(words: list[str], directory: Path, arguments: argparse.Namespace) -> int:
+    """Let a child do it, and resume it when it dies."""
+    console = Console(stderr=True)
+    plain = ["--plain"] if arguments.plain else []
+    return supervise(
+        directory, [*words, *plain], arguments.restarts, partial(console.print, markup=False), plain=arguments.plain
+    )
 
 
 def _newest(directory: Path) -> Path:
@@ -184,37 +218,51 @@ def _train(
     checkpoint: Path | None,
     *,
     plain: bool,
+    supervised: bool,
     resume: bool = False,
 ) -> int:
     from freerun.launch import launch
+    from freerun.placement.guardian import Guardian
     from freerun.watch.report import write_report
     from freerun.watch.terminal import Terminal
 
     directory = files.path
     console = Console(force_terminal=False if plain else None)
-    sinks = Fanout([files])
-    try:
-        view = Terminal(
-            recipe,
-            run_dir=directory,
-            report=directory / "report.html",
-            began=files.elapsed,
-            earlier=files.evaluations,
-            console=console,
-        )
-        sinks = Fanout([files, *_optional_sinks(config, directory), view])
-        outcome = asyncio.run(launch(config, directory, sinks, checkpoint=checkpoint, resume=resume, began=files.elapsed))
-        files.finish("finished" if outcome.finished else "interrupted")
-    except BaseException as error:
-        files.finish("failed", f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        sinks.close()
-        write_report(directory)
+    go_on = f"go on with: freerun resume {directory}"
+    last_words = f"error: the controller (process {os.getpid()}) was killed or crashed; {go_on}"
+    with Guardian("" if supervised else last_words) as guardian:
+        sinks = Fanout([files])
+        try:
+            view = Terminal(
+                recipe,
+                run_dir=directory,
+                report=directory / "report.html",
+                began=files.elapsed,
+                earlier=files.evaluations,
+                console=console,
+            )
+            sinks = Fanout([files, *_optional_sinks(config, directory), view])
+            job = launch(
+                config,
+                directory,
+                sinks,
+                checkpoint=checkpoint,
+                resume=resume,
+                began=files.elapsed,
+                guardian=guardian,
+            )
+            outcome = asyncio.run(job)
+            files.finish("finished" if outcome.finished else "interrupted")
+        except BaseException as error:
+            files.finish("failed", f"{type(error).__name__}: {error}")
+            if isinstance(error, FreerunError) and not isinstance(error, ConfigError | DataError) and not supervised:
+                error.todo += f"; then {go_on}"
+            raise
+        finally:
+            sinks.close()
+            write_report(directory)
     if not outcome.finished:
-        console.print(
-            f"stopped at step {outcome.step} of {outcome.total_steps}; go on with: freerun resume {directory}", markup=False
-        )
+        console.print(f"stopped at step {outcome.step} of {outcome.total_steps}; {go_on}", markup=False)
     return 0 if outcome.finished else EXIT_INTERRUPTED
 
 

@@ -150,15 +150,17 @@ class Controller:
         self.sink.status(self.tracker.snapshot(self.step, self.config.steps, self.intake.admission.counts()))
 
     async def _watch(self) -> None:
-        async for name in self.placement.failures():
-            if not self.intake.owns(name):
+        async for death in self.placement.failures():
+            now = self.tracker.now()
+            self.sink.event(Event(executor=death.name, what="died", start=now, end=now, detail={"how": death.how}))
+            if not self.intake.owns(death.name):
                 raise ExecutorDied(
-                    f"executor '{name}' died",
-                    given=f"step {self.step}, {len(self.intake.active)} items in flight",
+                    f"executor '{death.name}' died",
+                    given=f"{death.how}; at step {self.step}, with {len(self.intake.active)} items in flight",
                     expected="a trainer that lives as long as the run",
-                    todo="read its last lines above, then `freerun resume DIR`",
+                    todo="look for its last lines on stderr, and for the kernel's out-of-memory killer in `dmesg`",
                 )
-            await self.intake.heal(name)
+            self.loops.spawn(self.intake.heal(death.name))
 
     async def _notice_stalls(self) -> None:
         """A call that hangs has a deadline of its own. What is noticed here is that there is no call, and that nobody makes
@@ -170,7 +172,7 @@ class Controller:
                     "nobody can go on",
                     given="; ".join(self.tracker.waiting()),
                     expected=f"a call within {self.config.stall_deadline:g} s",
-                    todo="report this with events.jsonl and the stacks in the run directory, then `freerun resume DIR`",
+                    todo="report this with events.jsonl and the stacks in the run directory",
                 )
 
     async def _report_stall(self, error: FreerunError) -> None:

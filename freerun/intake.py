@@ -316,17 +316,7 @@ class Intake:
 
     async def heal(self, name: str) -> None:
         """Start a dead executor anew; a generator's items wait again. Raises `ExecutorDied` if it died too often."""
-        self._deaths[name] += 1
-        now = self._tracker.now()
-        self._sink.event(Event(executor=name, what="died", start=now, end=now, detail={"deaths": self._deaths[name]}))
-        if self._deaths[name] > self.config.executor_restarts:
-            raise ExecutorDied(
-                f"executor '{name}' died {self._deaths[name]} times",
-                given=f"control.executor_restarts = {self.config.executor_restarts}",
-                expected="an executor that lives, after at most as many deaths",
-                todo="read its last lines above and mend the cause, then `freerun resume DIR`",
-            )
-        handle = await self._placement.respawn(name)
+        handle = await self._successor(name)
         if name in self.generators:
             self.generators[name], self._versions[name] = handle, set()
             self._evaluator.ask_again(self._asked[name])
@@ -341,6 +331,23 @@ class Intake:
         now = self._tracker.now()
         self._sink.event(Event(executor=name, what="respawned", start=now, end=now, detail={"version": self._newest().version}))
         self._loops.notify()
+
+    async def _successor(self, name: str) -> Handle:
+        """The executor started anew, even if that takes several attempts. Each is a death."""
+        while True:
+            self._deaths[name] += 1
+            if self._deaths[name] > self.config.executor_restarts:
+                raise ExecutorDied(
+                    f"executor '{name}' died {self._deaths[name]} times",
+                    given=f"control.executor_restarts = {self.config.executor_restarts}",
+                    expected="an executor that lives, after at most as many deaths",
+                    todo="mend what kills it: its last lines are on stderr",
+                )
+            try:
+                return await self._placement.respawn(name)
+            except ExecutorDied as error:
+                now = self._tracker.now()
+                self._sink.event(Event(executor=name, what="died", start=now, end=now, detail={"how": error.given}))
 
     def restore(self, state: dict[str, Any], held: Iterable[Record], records: Iterable[Record]) -> None:
         """Go on from an admission state, the finished groups in it (`held`) and the journal since: finished groups are in the

@@ -7,6 +7,7 @@ import asyncio
 import importlib
 import importlib.util
 import os
+import secrets
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from freerun.errors import CheckpointError, ConfigError
 from freerun.metrics import EvalRecord, Sink
 from freerun.models.base import resolve_dtype
 from freerun.placement.base import ExecutorSpec, Placement
+from freerun.placement.guardian import Guardian
 from freerun.placement.inline import InlinePlacement
 from freerun.recipes.base import RunConfig
 from freerun.rewards.pool import RewarderExecutor
@@ -50,12 +52,13 @@ async def launch(
     evaluate_only: int = 0,
     checkpoint_at_end: bool = True,
     began: float = 0.0,
+    guardian: Guardian | None = None,
 ) -> Outcome:
     """Run `config` to its end, writing checkpoints below `run_dir`.
 
     With `checkpoint`, go on from it; with `evaluate_only` as well, evaluate that many held-out problems on it and return. With
     `resume` and no checkpoint, begin again at step 0 with the finished groups that the run's journal has.
-    Everything started here has ended when this returns or raises.
+    Everything started here has ended when this returns or raises; if this process is killed, `guardian` sees to it.
     """
     fits_value = config.reference_value is not None
     check(trainer_config(config), config.algorithm, config.control.group_size, config.sampling, fits_value=fits_value)
@@ -63,10 +66,10 @@ async def launch(
     data = stages.Data.of(config, task, begins=checkpoint is None)
     journal = None if evaluate_only or not checkpoint_at_end else Journal(run_dir / JOURNAL)
     kind = placement_kind(config.placement.kind)
-    placement = await _placement(config, kind, run_dir)
+    placement = await _placement(config, kind, run_dir, guardian)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)
     try:
-        handles = await placement.spawn(executors(config, kind, run_dir))
+        handles = await placement.spawn(executors(config, kind, run_dir, guardian))
         names = sorted(n for n in handles if n.startswith("generator"))
         controller = Controller(
             config.control,
@@ -128,18 +131,19 @@ def placement_kind(asked: str) -> str:
     return ("monarch" if installed else "inline") if asked == "auto" else asked
 
 
-async def _placement(config: RunConfig, kind: str, run_dir: Path) -> Placement:
+async def _placement(config: RunConfig, kind: str, run_dir: Path, guardian: Guardian | None) -> Placement:
     record = run_dir / "interleaving.jsonl" if config.placement.record else None
     if kind == "inline":
         replay = Path(config.placement.replay) if config.placement.replay else None
         return InlinePlacement(schedule=config.placement.schedule, record=record, replay=replay)
     from freerun.placement.monarch import MonarchPlacement
 
-    return MonarchPlacement(record=record)
+    return MonarchPlacement(record=record, guardian=guardian)
 
 
-def executors(config: RunConfig, kind: str, run_dir: Path) -> Sequence[ExecutorSpec]:
-    """What to spawn: the generators, the rewarder and the trainer, on disjoint cores."""
+def executors(config: RunConfig, kind: str, run_dir: Path, guardian: Guardian | None = None) -> Sequence[ExecutorSpec]:
+    """What to spawn: the generators, the rewarder and the trainer, on disjoint cores. `guardian` is told which files they make
+    outside the run directory."""
     cores = sorted(os.sched_getaffinity(0))
     num = config.placement.generators
     share = max(1, len(cores) // (num + 1))
@@ -147,7 +151,7 @@ def executors(config: RunConfig, kind: str, run_dir: Path) -> Sequence[ExecutorS
     slots = config.generator.slots or (config.control.max_lag + 1) * config.control.groups * config.control.group_size // num
     replayed = config.algorithm.build().routing == "rollout"
     generator = replace(config.generator, slots=slots, routing=config.generator.routing or replayed)
-    publisher, subscriber = transports(config, kind, run_dir)
+    publisher, subscriber = transports(config, kind, guardian)
 
     def pinned(index: int) -> tuple[int, ...]:
         if not config.placement.pin or kind == "inline":
@@ -189,7 +193,7 @@ def trainer_config(config: RunConfig) -> TrainerConfig:
     )
 
 
-def transports(config: RunConfig, kind: str, run_dir: Path) -> tuple:
+def transports(config: RunConfig, kind: str, guardian: Guardian | None = None) -> tuple:
     """Factories of the publisher and of the subscribers for the configured transport."""
     asked = config.weights.transport
     name = ("inprocess" if kind == "inline" else "shared") if asked == "auto" else asked
@@ -210,6 +214,12 @@ def transports(config: RunConfig, kind: str, run_dir: Path) -> tuple:
     module = importlib.import_module(f"freerun.weights.{name}")
     kept = resolve_dtype(config.generator.dtype, config.generator.device)
     dtype = str(kept).removeprefix("torch.") if config.weights.dtype == "auto" else config.weights.dtype
+    if name == "shared":
+        run = secrets.token_hex(6)
+        if guardian is not None:
+            for pattern in shared.patterns(run):
+                guardian.clean(pattern)
+        return shared.publisher(dtype=dtype, checksum=config.weights.verify, run=run), shared.subscriber()
     return module.publisher(dtype=dtype, checksum=config.weights.verify), module.subscriber()
 
 

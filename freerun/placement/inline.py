@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from freerun.errors import ConfigError
-from freerun.placement.base import ExecutorSpec
+from freerun.placement.base import Death, ExecutorSpec
 from freerun.placement.calls import END, Desk, Exited, Life, check, died, is_sync, run
 from freerun.placement.interleaving import Completion, Recorder, read
 from freerun.placement.schedules import Call, Replay, Schedule, Serial, Threads, Virtual
@@ -86,7 +86,7 @@ class InlinePlacement:
 
     def _make_schedule(self, name: str, duration: Callable[[str, str], float] | None, replay: Path | None) -> Schedule:
         if replay is not None:
-            return Replay(read(replay), lambda dead: self._desk.report(dead))
+            return Replay(read(replay), lambda dead: self._desk.report(Death(dead, "as recorded")))
         if duration is not None:
             return Virtual(duration)
         return Threads() if name == "threads" else Serial()
@@ -121,7 +121,7 @@ class InlinePlacement:
         self._lives[name] = Life(name)
         return InlineHandle(self, self._lives[name])
 
-    def failures(self) -> AsyncIterator[str]:
+    def failures(self) -> AsyncIterator[Death]:
         return self._desk.failures()
 
     async def dump_stacks(self, directory: Path) -> list[Path]:

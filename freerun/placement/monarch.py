@@ -33,7 +33,7 @@ from monarch.actor import (
 
 from freerun.errors import FreerunError
 from freerun.placement import resident, wire
-from freerun.placement.base import ExecutorSpec
+from freerun.placement.base import Death, ExecutorSpec
 from freerun.placement.calls import END, Desk, Exited, Life, check
 from freerun.placement.guardian import Guardian
 from freerun.placement.interleaving import Recorder
@@ -118,10 +118,10 @@ class MonarchPlacement:
     """See `base.Placement`. Processes on this host.
 
     `record` writes the order of completions to a file that `InlinePlacement` can replay. `start_deadline` is how many seconds
-    the start of a process and each constructor may take.
+    the start of a process and each constructor may take. `guardian` is told of every process; by default one is made.
     """
 
-    def __init__(self, *, record: Path | None = None, start_deadline: float = 600.0) -> None:
+    def __init__(self, *, record: Path | None = None, start_deadline: float = 600.0, guardian: Guardian | None = None) -> None:
         self._recorder = Recorder(record) if record is not None else None
         self._desk = Desk(self._recorder)
         self._start_deadline = start_deadline
@@ -130,7 +130,7 @@ class MonarchPlacement:
         self._meshes: list[ProcMesh] = []
         self._streams = itertools.count()
         self._stopping = False
-        self._guardian: Guardian | None = None
+        self._guardian, self._shared_guardian = guardian, guardian is not None
 
     async def spawn(self, specs: Sequence[ExecutorSpec]) -> Mapping[str, MonarchHandle]:
         """See `base.Placement.spawn`. Processes start side by side."""
@@ -153,18 +153,19 @@ class MonarchPlacement:
         return await self._start(self._specs[name])
 
     async def _start(self, spec: ExecutorSpec) -> MonarchHandle:
-        life = Life(spec.name)
+        life = Life(spec.name, settled=False)
         command = default_bootstrap_cmd().with_env(resident.environment(spec.threads))
         mesh = this_host().spawn_procs(name="executor", bootstrap_command=command)
         self._meshes.append(mesh)
         home = mesh.spawn("home", Home, spec.name, tuple(spec.cores))
-        pid, stacks = await self._wait(life, "start its process", home.settled.call_one().as_asyncio)
+        pid, stacks = await self._wait(life, "start its process", lambda: asyncio.ensure_future(_settled(home)))
         process = Process(pid, lambda how: None if self._stopping else self._desk.bury(life, how))
         if self._guardian is not None:
             self._guardian.watch_over(pid)
         place = self._places[spec.name] = _Place(life, mesh, home, process, stacks)
         message = wire.dumps((spec.factory, spec.args, dict(spec.kwargs)))
         await self._wait(life, "construct", lambda: asyncio.ensure_future(place.ask("start", message)))
+        life.settled = True
         return MonarchHandle(spec.name, self, place)
 
     async def _wait(self, life: Life, what: str, start: Callable[[], "asyncio.Future[Any]"]) -> Any:
@@ -182,7 +183,7 @@ class MonarchPlacement:
         """A number that no other stream has."""
         return next(self._streams)
 
-    def failures(self) -> AsyncIterator[str]:
+    def failures(self) -> AsyncIterator[Death]:
         return self._desk.failures()
 
     async def dump_stacks(self, directory: Path) -> list[Path]:
@@ -223,7 +224,7 @@ class MonarchPlacement:
         await self._end([place.process for place in places], patience=deadline / 10)
         self._places.clear()
         self._meshes.clear()
-        if self._guardian is not None:
+        if self._guardian is not None and not self._shared_guardian:
             self._guardian.close()
             self._guardian = None
         if self._recorder is not None:
@@ -237,6 +238,14 @@ class MonarchPlacement:
         for process in processes:
             if self._guardian is not None:
                 self._guardian.release(process.pid)
+
+
+async def _settled(home: Any) -> tuple[int, int]:
+    """`Home.settled`. Raises `Exited` if its process ended before it could answer."""
+    try:
+        return await home.settled.call_one()
+    except (ActorError, SupervisionError) as error:
+        raise Exited(f"unknown: {error}") from error
 
 
 @functools.cache

@@ -113,7 +113,7 @@ class Journal:
                 f"item {record.item} could not be written to the journal",
                 given=f"{self.path}: {error}",
                 expected="room and permission to write",
-                todo="make room, then `freerun resume`",
+                todo="make room",
             ) from error
         self._end += len(data)
 

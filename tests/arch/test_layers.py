@@ -18,7 +18,7 @@ LAYERS = {
     **dict.fromkeys(["controller", "schedule", "tracker", "checkpoint", "evaluate", "metrics"], 4),
     **dict.fromkeys(["loops", "intake", "replay", "encoding"], 4),
     **dict.fromkeys(["rundir", "environment", "runlock"], 4),
-    **dict.fromkeys(["cli", "launch", "stages", "discovery", "tasks", "recipes", "claims", "plan", "watch"], 5),
+    **dict.fromkeys(["cli", "launch", "supervise", "stages", "discovery", "tasks", "recipes", "claims", "plan", "watch"], 5),
 }
 
 PROTOCOLS = {"freerun.placement.base", "freerun.weights.channel", "freerun.actors.engine"}

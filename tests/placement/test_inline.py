@@ -91,7 +91,7 @@ def test_an_executor_that_exits_is_dead_and_reported_once(placement):
         with pytest.raises(ExecutorDied):
             await a.call("add", 1, deadline=20)
         failures = placement.failures()
-        assert await anext(failures) == "a"
+        assert await anext(failures) == ("a", "exit status 3")
         assert await b.call("add", 1, deadline=20) == 1
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(failures), 0.01)
