@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from freerun import config as configs
-from freerun.checkpoint import Checkpoints
+from freerun.checkpoint import JOURNAL, Checkpoints
 from freerun.errors import (
     ConfigError,
     DataError,
@@ -37,6 +37,7 @@ from freerun.metrics import Fanout, Sink
 from freerun.recipes import base as recipes
 from freerun.recipes.base import RunConfig
 from freerun.rundir import RunDirectory
+from freerun.store import journal
 from freerun.supervise import EXIT_DIED, supervise
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -176,6 +177,8 @@ def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
     checkpoint = _newest(arguments.dir) if begun else None
     step = int(checkpoint.name.removeprefix("step-")) if checkpoint is not None else 0
     files = RunDirectory.resume(arguments.dir, step, because=arguments.because)
+    if mended := journal.mend(arguments.dir / JOURNAL):
+        Console(stderr=True).print(f"mended the journal: {mended}", markup=False)
     supervised = arguments.supervised
     return _train(config, stored["recipe"], files, checkpoint, resume=True, plain=arguments.plain, supervised=supervised)
 

@@ -68,6 +68,8 @@ async def launch(
     kind = placement_kind(config.placement.kind)
     placement = await _placement(config, kind, run_dir, guardian)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)
+    if not evaluate_only:
+        checkpoints.clean(checkpoint)
     try:
         handles = await placement.spawn(executors(config, kind, run_dir, guardian))
         names = sorted(n for n in handles if n.startswith("generator"))

@@ -22,7 +22,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -208,10 +208,14 @@ class RunDirectory:
             return
         self._closed = True
         with ExitStack() as stack:
-            stack.callback(self._lock.release)
+            stack.callback(self._unlock)
             stack.callback(self._write_summary)
             for log in (self._samples, self._evals, self._events, self._metrics):
                 stack.callback(log.close)
+
+    def _unlock(self) -> None:
+        with _writing(self.path / LOCK, "be removed"):
+            self._lock.release()
 
     def _write_summary(self) -> None:
         outcome, reason = self._outcome
@@ -264,7 +268,8 @@ class _Appender:
                 while written < len(self._pending):
                     written += os.write(self._file, self._pending[written:])
             except OSError:
-                os.ftruncate(self._file, self._size)
+                with suppress(OSError):  # a disk that became read-only: readers know that a last line may be torn
+                    os.ftruncate(self._file, self._size)
                 raise
             self._size, self._pending = self._size + written, b""
 

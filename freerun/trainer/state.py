@@ -50,8 +50,8 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, names: Mapping[
         name, _, key = flat_name.rpartition("/")
         if name not in names:
             raise _unusable(path, f"state of '{name}'", "state of the parameters that this config trains")
-        # Fused kernels want the step count beside the parameter, as a tensor.
-        optimizer.state[names[name]][key] = tensor.to(names[name].device)
+        # A copy: what was loaded is a view of the file. Fused kernels want the step count beside the parameter, as a tensor.
+        optimizer.state[names[name]][key] = tensor.to(names[name].device, copy=True)
 
 
 def save_values(directory: Path, name: str, values: Mapping[str, Any]) -> None:
@@ -64,7 +64,8 @@ def save_values(directory: Path, name: str, values: Mapping[str, Any]) -> None:
 def load_values(directory: Path, name: str) -> dict[str, Any]:
     """Undo `save_values`. Raises `CheckpointError` if a file is missing or is not what was written."""
     try:
-        return _join(json.loads((directory / f"{name}.json").read_text()), load_file(directory / f"{name}.safetensors"))
+        tensors = {key: tensor.clone() for key, tensor in load_file(directory / f"{name}.safetensors").items()}
+        return _join(json.loads((directory / f"{name}.json").read_text()), tensors)
     except (OSError, ValueError, KeyError) as error:
         raise _unusable(directory / f"{name}.json", f"{type(error).__name__}: {error}", "the trainer's state") from error
 
