@@ -1,4 +1,4 @@
-"""The command line: `freerun list | run | resume | eval | report | claims`.
+"""The command line: `freerun list | run | resume | eval | report | claims | chaos`.
 
 freerun list                                   the recipes that ship, one line each
 freerun run RECIPE [--dotted.override value]   train; RECIPE is a name from the list or a Python file
@@ -7,6 +7,7 @@ freerun resume DIR                             go on from the newest whole check
 freerun eval DIR [--problems N]                held-out accuracy of its newest checkpoint
 freerun report DIR                             write DIR/report.html again
 freerun claims [NAME ...]                      run the small experiments on what each paper claims
+freerun chaos RECIPE [--minutes M --seed S]    kill, freeze, delay and corrupt runs, and audit what came of it
 """
 
 import argparse
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from freerun import config as configs
+from freerun.chaos import command as chaos
 from freerun.checkpoint import JOURNAL, Checkpoints
 from freerun.errors import (
     ConfigError,
@@ -125,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     claims.add_argument("--fresh", action="store_true", help="run everything again, whatever is kept")
     claims.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a verdict is not the one on record")
     claims.add_argument("--out", type=Path, metavar="DIR", help="where results are, in place of docs/claims")
+    hurt = command("chaos", chaos.run, chaos.HELP, chaos.DETAIL)
+    chaos.add_arguments(hurt)
     return parser
 
 

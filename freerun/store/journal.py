@@ -71,7 +71,7 @@ class Journal:
     def records(self) -> Iterator[Record]:
         """Every record, oldest first. Of an item that has several, the last one counts."""
         for body, _ in _frames(self.path):
-            yield _record(body)
+            yield parsed(body)
 
     def compact(self, keep: Callable[[int], bool]) -> None:
         """Leave only the records of items for which `keep` is true, in one atomic step. An item may go when it has ended in the
@@ -171,10 +171,11 @@ def _framed(body: bytes) -> bytes:
 
 def read(path: Path) -> list[Record]:
     """Records of a journal that nobody writes to, oldest first. Raises `CheckpointError` if it is damaged before its end."""
-    return [_record(body) for body, _ in _frames(path)]
+    return [parsed(body) for body, _ in _frames(path)]
 
 
-def _record(body: bytes) -> Record:
+def parsed(body: bytes) -> Record:
+    """The record in a frame's body."""
     head, _, payload = body.partition(b"\n")
     return Record(**json.loads(head), payload=payload)
 

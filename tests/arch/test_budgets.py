@@ -12,6 +12,7 @@ CLOSURE_LINES = 800
 """Lines, blank ones not counted, that somebody reads who follows every import of one algorithm file."""
 
 BY_NAME = {
+    "chaos/traps.py": "functions that are to fail are replaced by name, in the processes of a run that is hurt on purpose",
     "placement/calls.py": "executors' methods are called by name; that is what Placement promises",
     "placement/inline.py": "the same",
     "placement/monarch.py": "the same",

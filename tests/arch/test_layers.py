@@ -18,7 +18,9 @@ LAYERS = {
     **dict.fromkeys(["controller", "schedule", "tracker", "checkpoint", "evaluate", "metrics"], 4),
     **dict.fromkeys(["loops", "intake", "replay", "encoding"], 4),
     **dict.fromkeys(["rundir", "environment", "runlock"], 4),
-    **dict.fromkeys(["cli", "launch", "supervise", "stages", "discovery", "tasks", "recipes", "claims", "plan", "watch"], 5),
+    **dict.fromkeys(
+        ["cli", "launch", "supervise", "stages", "discovery", "tasks", "recipes", "claims", "chaos", "plan", "watch"], 5
+    ),
 }
 
 PROTOCOLS = {"freerun.placement.base", "freerun.weights.channel", "freerun.actors.engine"}
@@ -35,7 +37,15 @@ HOMES = {
     "math_verify": ["rewards/*.py", "tasks/*.py"],
     "gymnasium": ["actors/envs*.py", "tasks/*.py"],
     "tyro": ["cli.py", "claims/*.py", "plan/*.py"],
-    "rich": ["cli.py", "claims/show.py", "claims/staleness.py", "watch/terminal.py", "watch/screen.py"],
+    "rich": [
+        "cli.py",
+        "chaos/show.py",
+        "chaos/command.py",
+        "claims/show.py",
+        "claims/staleness.py",
+        "watch/terminal.py",
+        "watch/screen.py",
+    ],
     "tensorboard": ["watch/tensorboard.py"],
     "torch.utils.tensorboard": ["watch/tensorboard.py"],
     "wandb": ["watch/wandb.py"],
