@@ -1,9 +1,10 @@
-"""The command line: `freerun list | run | resume | eval | report | claims | chaos`.
+"""The command line: `freerun list | run | resume | scale | eval | report | claims | chaos`.
 
 freerun list                                   the recipes that ship, one line each
 freerun run RECIPE [--dotted.override value]   train; RECIPE is a name from the list or a Python file
 freerun resume DIR                             go on from the newest whole checkpoint of a run directory
                                                (both: --restarts N resumes by itself what died)
+freerun scale DIR --actors N                   give a run that goes on more or fewer generators
 freerun eval DIR [--problems N]                held-out accuracy of its newest checkpoint
 freerun report DIR                             write DIR/report.html again
 freerun claims [NAME ...]                      run the small experiments on what each paper claims
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from freerun import config as configs
+from freerun import elastic
 from freerun.chaos import command as chaos
 from freerun.checkpoint import JOURNAL, Checkpoints
 from freerun.errors import (
@@ -39,6 +41,7 @@ from freerun.metrics import Fanout, Sink
 from freerun.recipes import base as recipes
 from freerun.recipes.base import RunConfig
 from freerun.rundir import RunDirectory
+from freerun.runlock import RunLock
 from freerun.store import journal
 from freerun.supervise import EXIT_DIED, supervise
 
@@ -103,6 +106,14 @@ def _parser() -> argparse.ArgumentParser:
             "--restarts", type=int, default=0, metavar="N", help="if the run dies, resume it by itself, at most N times"
         )
         training.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+    scale = command(
+        "scale",
+        _scale,
+        "give a run that goes on more or fewer generators",
+        "New ones start at the newest version; those that go finish what they have. A resumed run keeps the number.",
+    )
+    scale.add_argument("dir", type=Path, help="the run directory")
+    scale.add_argument("--actors", type=int, required=True, metavar="N", help="how many generators it is to have")
     evaluate = command(
         "eval",
         _eval,
@@ -194,6 +205,26 @@ def _supervised(words: list[str], directory: Path, arguments: argparse.Namespace
     return supervise(
         directory, [*words, *plain], arguments.restarts, partial(console.print, markup=False), plain=arguments.plain
     )
+
+
+def _scale(arguments: argparse.Namespace, rest: list[str]) -> int:
+    _nothing_left(rest)
+    config, _ = _stored(arguments.dir)
+    if arguments.actors < 1:
+        raise ConfigError(
+            "a run needs a generator", given=f"--actors {arguments.actors}", expected="at least 1", todo="ask for more"
+        )
+    if config.placement.record or config.placement.replay:
+        raise ConfigError(
+            "a run that is recorded or replayed keeps its generators",
+            given=f"placement.record {config.placement.record}, placement.replay {config.placement.replay!r}",
+            expected="a run that is neither",
+            todo="choose the number with --placement.generators when it begins",
+        )
+    elastic.ask(arguments.dir, arguments.actors)
+    when = "now" if RunLock(arguments.dir).is_held() else "when it is resumed: nobody is running it"
+    Console().print(f"asked for {arguments.actors} generators, {when}", soft_wrap=True)
+    return 0
 
 
 def _newest(directory: Path) -> Path:

@@ -12,6 +12,7 @@
 | score (a group) | responses                | rewards, then a group | the rewarder            | a finished response          |
 | train           | groups in the window     | the next version      | a group in the window   | a finished or dropped group  |
 | watch           | deaths                   | a fresh executor, or the end of the run | a death | the placement              |
+| follow          | requests for generators  | more or fewer of them | a request               | time (see `elastic.py`)      |
 
 The first three are in `intake.py`. Evaluation is not a loop: its requests fill decode slots that training leaves free (see
 `evaluate.py`). Every loop is a task and the first to raise ends the run. What a call does depends only on its arguments and its
@@ -20,17 +21,18 @@ executor's own state, and what this program does next depends only on the order 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from freerun.elastic import Elastic
 from freerun.errors import ConfigError, DeadlineExceeded, ExecutorDied, FreerunError, Stalled
 from freerun.evaluate import Accuracy, Evaluator
 from freerun.intake import Intake
 from freerun.loops import Loops
 from freerun.metrics import Event, Sink
-from freerun.placement.base import Handle, Placement
+from freerun.placement.base import ExecutorSpec, Handle, Placement
 from freerun.replay import Replay
 from freerun.schedule import FULL, QUICK, ControllerConfig, Stream, check
 from freerun.store.journal import Journal
@@ -45,7 +47,8 @@ class Controller:
     """Runs a training job on executors that already exist; `run` returns when the last step is published and evaluated.
 
     `prompts` are what items are made from; a data set of examples needs no generator but for evaluations. `save` writes a
-    checkpoint of this controller and its trainer. What a stall leaves behind goes into `directory`.
+    checkpoint of this controller and its trainer. What a stall leaves behind goes into `directory`, where requests for more or
+    fewer generators come from; `another(i)` says how the one of number `i` is made.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Controller:
         save: "Callable[[Controller], Awaitable[object]] | None" = None,
         directory: Path | None = None,
         began: float = 0.0,
+        another: Callable[[int], ExecutorSpec] | None = None,
     ) -> None:
         check(config, len(prompts))
         if config.experts and not experts:
@@ -106,6 +110,11 @@ class Controller:
             Replay(config.replay, batch=config.groups, max_age=config.replay_age, seed=seed) if config.replay else None
         )
         self._experts = Stream(experts, seed)
+        self._elastic = (
+            Elastic(self.intake, placement, self.tracker, sink, another, directory)
+            if another is not None and directory is not None
+            else None
+        )
 
     # --- the run -------------------------------------------------------------------------------------------------------------
 
@@ -114,7 +123,7 @@ class Controller:
         await self._start("publishing the first version")
         if self.step == 0 and self.config.final_eval_prompts:
             await self._beside_loops(self._evaluate_and_wait(self.config.final_eval_prompts))
-        await self._beside_loops(self._train())
+        await self._beside_loops(self._train(), *([self._elastic.follow()] if self._elastic is not None else []))
         if not self.stopping and self.config.final_eval_prompts:
             await self._beside_loops(self._evaluate_and_wait(self.config.final_eval_prompts))
 
@@ -129,10 +138,10 @@ class Controller:
         self.version = self.ref.version
         self.intake.published(self.version)
 
-    async def _beside_loops(self, main: Any) -> None:
-        generating = [self.intake.generate(name) for name in self.intake.generators]
+    async def _beside_loops(self, main: Any, *others: Coroutine[Any, Any, None]) -> None:
+        generating = [self.intake.generate(name) for name in self.intake.crew.members]
         try:
-            await self.loops.beside(main, [self._watch(), self._notice_stalls(), *generating])
+            await self.loops.beside(main, [self._watch(), self._notice_stalls(), *others, *generating])
         except (DeadlineExceeded, Stalled) as error:
             await self._report_stall(error)
             raise
@@ -225,7 +234,7 @@ class Controller:
         return f"waiting for groups: {num_taken} of {self.config.groups} taken, {under_way} being generated or scored"
 
     async def _finish_step(self, taken: dict[int, Group | Example]) -> None:
-        keep = sorted({self.ref.version} | self.intake.versions_in_use())
+        keep = sorted({self.ref.version} | self.intake.crew.versions_in_use())
         report = await self.tracker.call(
             self.trainer, "finish_step", keep, what="update", doing="optimiser step and publication"
         )

@@ -9,9 +9,11 @@ import importlib.util
 import os
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from freerun import config as configs
 from freerun import stages
@@ -30,6 +32,7 @@ from freerun.store.admission import Admission
 from freerun.store.journal import Journal
 from freerun.trainer.trainer import TrainerConfig, TrainerExecutor, check
 from freerun.weights import shared
+from freerun.weights.channel import Subscriber
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ async def launch(
             experts=data.experts,
             journal=journal,
             directory=run_dir,
+            another=partial(another, config, kind),
             save=checkpoints.save if checkpoint_at_end and not evaluate_only else None,
             began=began,
         )
@@ -146,40 +150,44 @@ async def _placement(config: RunConfig, kind: str, run_dir: Path, guardian: Guar
 def executors(config: RunConfig, kind: str, run_dir: Path, guardian: Guardian | None = None) -> Sequence[ExecutorSpec]:
     """What to spawn: the generators, the rewarder and the trainer, on disjoint cores. `guardian` is told which files they make
     outside the run directory."""
-    cores = sorted(os.sched_getaffinity(0))
-    num = config.placement.generators
-    share = max(1, len(cores) // (num + 1))
-    threads = config.placement.threads or (share if kind == "monarch" else len(cores))
-    slots = config.generator.slots or (config.control.max_lag + 1) * config.control.groups * config.control.group_size // num
-    replayed = config.algorithm.build().routing == "rollout"
-    generator = replace(config.generator, slots=slots, routing=config.generator.routing or replayed)
     publisher, subscriber = transports(config, kind, guardian)
-
-    def pinned(index: int) -> tuple[int, ...]:
-        if not config.placement.pin or kind == "inline":
-            return ()
-        own = cores[index * share : (index + 1) * share]
-        return tuple(own or cores)
-
-    specs = [
-        ExecutorSpec(
-            name=f"generator-{i}" if num > 1 else "generator",
-            factory=GeneratorExecutor,
-            args=(config.model, generator, subscriber),
-            cores=pinned(i + 1),
-            threads=threads,
-        )
-        for i in range(num)
-    ]
+    specs = [_generator(config, kind, i, subscriber) for i in range(config.placement.generators)]
     trainer = ExecutorSpec(
         name="trainer",
         factory=TrainerExecutor,
         args=(config.model, config.algorithm, trainer_config(config), publisher, run_dir),
-        cores=pinned(0),
-        threads=threads,
+        **_share(config, kind, 0),
     )
     rewarder = ExecutorSpec(name="rewarder", factory=RewarderExecutor, args=(config.task, config.reward), threads=1)
     return [*specs, rewarder, trainer]
+
+
+def another(config: RunConfig, kind: str, index: int) -> ExecutorSpec:
+    """The generator of number `index`, which may be one more than the config has, of a run that goes on."""
+    return _generator(config, kind, index, subscriber(config, kind))
+
+
+def _generator(config: RunConfig, kind: str, index: int, subscriber: Callable[[], Subscriber]) -> ExecutorSpec:
+    room = (config.control.max_lag + 1) * config.control.groups * config.control.group_size
+    slots = config.generator.slots or room // config.placement.generators
+    replayed = config.algorithm.build().routing == "rollout"
+    generator = replace(config.generator, slots=slots, routing=config.generator.routing or replayed)
+    return ExecutorSpec(
+        name=f"generator-{index}" if index or config.placement.generators > 1 else "generator",
+        factory=GeneratorExecutor,
+        args=(config.model, generator, subscriber),
+        **_share(config, kind, index + 1),
+    )
+
+
+def _share(config: RunConfig, kind: str, index: int) -> dict[str, Any]:
+    """Cores and threads of the executor that comes at place `index`; the trainer is at 0."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // (config.placement.generators + 1))
+    threads = config.placement.threads or (share if kind == "monarch" else len(cores))
+    pinned = config.placement.pin and kind != "inline"
+    own = cores[index * share : (index + 1) * share] or cores
+    return {"cores": tuple(own) if pinned else (), "threads": threads}
 
 
 def trainer_config(config: RunConfig) -> TrainerConfig:
@@ -197,6 +205,25 @@ def trainer_config(config: RunConfig) -> TrainerConfig:
 
 def transports(config: RunConfig, kind: str, guardian: Guardian | None = None) -> tuple:
     """Factories of the publisher and of the subscribers for the configured transport."""
+    name, readers = _transport(config, kind), subscriber(config, kind)
+    kept = resolve_dtype(config.generator.dtype, config.generator.device)
+    dtype = str(kept).removeprefix("torch.") if config.weights.dtype == "auto" else config.weights.dtype
+    if name != "shared":
+        module = importlib.import_module(f"freerun.weights.{name}")
+        return module.publisher(dtype=dtype, checksum=config.weights.verify), readers
+    run = secrets.token_hex(6)
+    if guardian is not None:
+        for pattern in shared.patterns(run):
+            guardian.clean(pattern)
+    return shared.publisher(dtype=dtype, checksum=config.weights.verify, run=run), readers
+
+
+def subscriber(config: RunConfig, kind: str) -> Callable[[], Subscriber]:
+    """Factory of a reader's end of the configured transport."""
+    return importlib.import_module(f"freerun.weights.{_transport(config, kind)}").subscriber()
+
+
+def _transport(config: RunConfig, kind: str) -> str:
     asked = config.weights.transport
     name = ("inprocess" if kind == "inline" else "shared") if asked == "auto" else asked
     if name == "inprocess" and kind != "inline":
@@ -213,16 +240,7 @@ def transports(config: RunConfig, kind: str, guardian: Guardian | None = None) -
             expected="placement monarch",
             todo="--placement.kind monarch, or --weights.transport auto",
         )
-    module = importlib.import_module(f"freerun.weights.{name}")
-    kept = resolve_dtype(config.generator.dtype, config.generator.device)
-    dtype = str(kept).removeprefix("torch.") if config.weights.dtype == "auto" else config.weights.dtype
-    if name == "shared":
-        run = secrets.token_hex(6)
-        if guardian is not None:
-            for pattern in shared.patterns(run):
-                guardian.clean(pattern)
-        return shared.publisher(dtype=dtype, checksum=config.weights.verify, run=run), shared.subscriber()
-    return module.publisher(dtype=dtype, checksum=config.weights.verify), module.subscriber()
+    return name
 
 
 class _signals:

@@ -54,12 +54,16 @@ class Placement(Protocol):
     """Spawns executors and notices their deaths."""
 
     async def spawn(self, specs: Sequence[ExecutorSpec]) -> Mapping[str, Handle]:
-        """Start all of `specs`; returns handles by name once every constructor has returned. If one raises, all are stopped and
-        its error is raised here."""
+        """Start all of `specs`, beside those that run already; returns handles by name once every constructor has returned. If
+        one raises, all of `specs` are stopped and its error is raised here."""
         ...
 
     async def respawn(self, name: str) -> Handle:
         """Start the executor `name`, which died, anew as it was first specified. Its old handle stays dead."""
+        ...
+
+    async def retire(self, name: str) -> None:
+        """End the executor `name`, dead or alive, and forget it: its name may be given again."""
         ...
 
     def failures(self) -> AsyncIterator[Death]:

@@ -16,7 +16,7 @@ LAYERS = {
     **dict.fromkeys(["algorithms", "store", "weights", "models", "rewards"], 2),
     **dict.fromkeys(["actors", "trainer", "placement"], 3),
     **dict.fromkeys(["controller", "schedule", "tracker", "checkpoint", "evaluate", "metrics"], 4),
-    **dict.fromkeys(["loops", "intake", "replay", "encoding"], 4),
+    **dict.fromkeys(["loops", "intake", "crew", "elastic", "replay", "encoding"], 4),
     **dict.fromkeys(["rundir", "environment", "runlock"], 4),
     **dict.fromkeys(
         ["cli", "launch", "supervise", "stages", "discovery", "tasks", "recipes", "claims", "chaos", "plan", "watch"], 5
