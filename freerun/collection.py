@@ -206,7 +206,8 @@ class Collection:
             except ExecutorDied:
                 await self._loops.until(partial(self._is_replaced, handle), handle, lambda: "died, being started anew")
                 continue
-            except DeadlineExceeded:
+            except DeadlineExceeded as error:
+                self._healer.given_up(name, error)
                 await self.heal(name)
                 continue
             self._versions[name] = {report.version}
@@ -284,6 +285,10 @@ class Collection:
         self._healer.respawned(name, self._newest().version)
         self._loops.notify()
 
+    def counts(self) -> dict[str, int]:
+        """Chunks begun and finished in this phase, and steps of environments taken in the run."""
+        return {"begun": self.begun, "finished": self.finished, "taken": self.taken}
+
     async def save(self) -> dict[str, Any]:
         """JSON-able: counts, lives, and the state of each actor. Only while quiet."""
         actors = {}
@@ -291,7 +296,7 @@ class Collection:
             actors[name] = await self._tracker.call(handle, "save", what="checkpoint", doing="saving its episodes")
         return {
             "supply": self.supply.state(),
-            "counts": {"begun": self.begun, "finished": self.finished, "taken": self.taken},
+            "counts": self.counts(),
             "lives": self._lives,
             "deaths": dict(self._healer.deaths),
             "actors": actors,

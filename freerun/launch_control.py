@@ -11,6 +11,7 @@ from freerun.datasets.grades import Grade
 from freerun.env_controller import EnvController
 from freerun.metrics import Sink
 from freerun.placement.base import ExecutorSpec
+from freerun.placement.guardian import Guardian
 from freerun.recipes.control_base import ControlRun
 from freerun.rundir import PICTURES
 from freerun.staging import Cores, Outcome, Signals, open_placement, placement_kind, transports
@@ -32,11 +33,13 @@ async def launch_control(
     evaluate_only: int = 0,
     checkpoint_at_end: bool = True,
     began: float = 0.0,
+    guardian: Guardian | None = None,
 ) -> Outcome:
     """Run `config` to its end, writing checkpoints and pictures below `run_dir`.
 
     With `checkpoint`, go on from it; with `evaluate_only` as well, play that many episodes with it and return. A `resume`
-    without a checkpoint begins again. Everything started here has ended when this returns or raises.
+    without a checkpoint begins again. Everything started here has ended when this returns or raises; if this process is killed,
+    `guardian` sees to it.
     """
     for name in missing([s.data for s in config.sources if isinstance(s, DatasetConfig) and isinstance(s.data, Grade)]):
         make(name)
@@ -46,11 +49,13 @@ async def launch_control(
     algorithm = config.algorithm.build()
     algorithm.check(spaces)
     kind = placement_kind(config.placement.kind)
-    placement = await open_placement(config.placement, kind, run_dir)
+    placement = await open_placement(config.placement, kind, run_dir, guardian)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)
     saves = checkpoint_at_end and not evaluate_only
+    if not evaluate_only:
+        checkpoints.clean(checkpoint)
     try:
-        handles = await placement.spawn(executors(config, spaces, kind, run_dir))
+        handles = await placement.spawn(executors(config, spaces, kind, run_dir, guardian))
         scores = config.scores or _scores(config)
         capacity = [source.capacity for source in config.sources if isinstance(source, ReplayConfig)]
         program = EnvController(
@@ -84,11 +89,14 @@ async def launch_control(
         shared.sweep()
 
 
-def executors(config: ControlRun, spaces: Spaces, kind: str, run_dir: Path) -> Sequence[ExecutorSpec]:
-    """What to spawn: the actors, the one that judges, and the trainer, on disjoint cores."""
+def executors(
+    config: ControlRun, spaces: Spaces, kind: str, run_dir: Path, guardian: Guardian | None = None
+) -> Sequence[ExecutorSpec]:
+    """What to spawn: the actors, the one that judges, and the trainer, on disjoint cores. `guardian` is told which files they
+    make outside the run directory."""
     cores = Cores(config.actors + 1, pin=config.placement.pin and kind != "inline")
     threads = config.placement.threads or (cores.share if kind == "monarch" else len(os.sched_getaffinity(0)))
-    publisher, subscriber = transports(config.weights, kind, "float32")
+    publisher, subscriber = transports(config.weights, kind, "float32", guardian)
     normalise = config.trainer.observations != "raw"
     collecting = sum(phase.env_steps for phase in config.control.phases) > 0
     actors = [
