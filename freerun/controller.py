@@ -48,7 +48,9 @@ class Controller:
 
     `prompts` are what items are made from; a data set of examples needs no generator but for evaluations. `save` writes a
     checkpoint of this controller and its trainer. What a stall leaves behind goes into `directory`, where requests for more or
-    fewer generators come from; `another(i)` says how the one of number `i` is made.
+    fewer generators come from; `another(i)` says how the one of number `i` is made. With `exact` there is a checkpoint only
+    where nothing is under way, and what was finished after it is no part of a resume: then, if calls complete in a fixed order,
+    a run that was killed and resumed is the unbroken one.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Controller:
         directory: Path | None = None,
         began: float = 0.0,
         another: Callable[[int], ExecutorSpec] | None = None,
+        exact: bool = False,
     ) -> None:
         check(config, len(prompts))
         if config.experts and not experts:
@@ -82,7 +85,7 @@ class Controller:
                 todo="set `experts` in the recipe, or --control.experts 0",
             )
         self.config, self.placement, self.sink, self._save, self._directory = config, placement, sink, save, directory
-        self.trainer = trainer
+        self.trainer, self.exact = trainer, exact
         self.evaluator = Evaluator(heldout, eval_sampling, accuracy)
         self.tracker = Tracker([*generators, rewarder, trainer], sink, deadline=config.call_deadline, began=began)
         self.loops = Loops(self._waiting)
@@ -121,11 +124,15 @@ class Controller:
     async def run(self) -> None:
         """Train to the last step. Raises the first error of any loop; then no task of this controller is left."""
         await self._start("publishing the first version")
+        await self._beside_loops(self._whole(), *([self._elastic.follow()] if self._elastic is not None else []))
+
+    async def _whole(self) -> None:
+        """In one go: between two sets of loops what a generator answers would reach nobody."""
         if self.step == 0 and self.config.final_eval_prompts:
-            await self._beside_loops(self._evaluate_and_wait(self.config.final_eval_prompts))
-        await self._beside_loops(self._train(), *([self._elastic.follow()] if self._elastic is not None else []))
+            await self._evaluate_and_wait(self.config.final_eval_prompts)
+        await self._train()
         if not self.stopping and self.config.final_eval_prompts:
-            await self._beside_loops(self._evaluate_and_wait(self.config.final_eval_prompts))
+            await self._evaluate_and_wait(self.config.final_eval_prompts)
 
     async def evaluate(self, num_prompts: int) -> None:
         """Publish what the trainer holds and evaluate it on the first `num_prompts` held-out problems; trains nothing."""
@@ -257,7 +264,14 @@ class Controller:
             self.evaluator.begin(self.step, QUICK, self.config.eval_prompts)
             self.loops.notify()
         if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0 and not last and self._save:
+            if self.exact:
+                await self.loops.until(
+                    self._nothing_is_under_way, self.trainer, lambda: "a checkpoint waits for what is under way"
+                )
             await self._save(self)
+
+    def _nothing_is_under_way(self) -> bool:
+        return self.stopping or not (self.intake.active or self.evaluator.current)
 
     # --- evaluation ----------------------------------------------------------------------------------------------------------
 
