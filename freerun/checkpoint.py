@@ -142,6 +142,7 @@ def controller_state(controller: "Controller") -> dict[str, Any]:
         "admission": controller.intake.admission.state(),
         "replay": controller.replay.state() if controller.replay is not None else None,
         "evaluations": [dataclasses.asdict(e) for e in controller.evaluator.records],
+        "evaluation": controller.evaluator.under_way,
     }
 
 
@@ -157,14 +158,17 @@ def write_groups(path: Path, groups: Mapping[int, Group | Example]) -> None:
 def restore_controller(controller: "Controller", checkpoint: Path | None) -> None:
     """Put a fresh controller where the saved one was, and where its journal says that it came after that: finished groups are
     in the store again, unfinished items are ordered again. Without a checkpoint it begins at step 0 with what the journal
-    has."""
-    records = list(controller.intake.journal.records()) if controller.intake.journal is not None else []
+    has; an exact one without that."""
+    finished = None if controller.exact else controller.intake.journal
+    records = list(finished.records()) if finished is not None else []
     if checkpoint is None:
         controller.intake.restore(controller.intake.admission.state(), (), records)
         return
     state = json.loads((checkpoint / "controller.json").read_text())
     controller.step = state["step"]
     controller.evaluator.records = [EvalRecord(**e) for e in state["evaluations"]]
+    if state["evaluation"] is not None:
+        controller.evaluator.begin(*state["evaluation"])
     controller.intake.restore(state["admission"], journal.read(checkpoint / GROUPS), records)
     if controller.replay is not None and state["replay"] is not None:
         prompts, kept = controller.intake.prompts, journal.read(checkpoint / REPLAY)

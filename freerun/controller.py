@@ -43,7 +43,9 @@ class Controller(Program):
 
     `prompts` are what items are made from; a data set of examples needs no generator but for evaluations. `save` writes a
     checkpoint of this controller and its trainer. What a stall leaves behind goes into `directory`, where requests for more or
-    fewer generators come from; `another(i)` says how the one of number `i` is made.
+    fewer generators come from; `another(i)` says how the one of number `i` is made. With `exact` there is a checkpoint only
+    where nothing is under way, and what was finished after it is no part of a resume: then, if calls complete in a fixed order,
+    a run that was killed and resumed is the unbroken one.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Controller(Program):
         directory: Path | None = None,
         began: float = 0.0,
         another: Callable[[int], ExecutorSpec] | None = None,
+        exact: bool = False,
     ) -> None:
         check(config, len(prompts))
         if config.experts and not experts:
@@ -87,7 +90,7 @@ class Controller(Program):
             directory=directory,
             began=began,
         )
-        self.config = config
+        self.config, self.exact = config, exact
         self.evaluator = Evaluator(heldout, eval_sampling, accuracy)
         self.intake = Intake(
             config,
@@ -133,7 +136,7 @@ class Controller(Program):
     def _workers(self) -> list[Coroutine[Any, Any, None]]:
         return [self.intake.generate(name) for name in self.intake.crew.members]
 
-    def _beside_training(self) -> list[Coroutine[Any, Any, None]]:
+    def _beside_run(self) -> list[Coroutine[Any, Any, None]]:
         return [self._elastic.follow()] if self._elastic is not None else []
 
     def _counts(self) -> Mapping[str, int]:
@@ -221,7 +224,14 @@ class Controller(Program):
             self.evaluator.begin(self.step, QUICK, self.config.eval_prompts)
             self.loops.notify()
         if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0 and not last and self.save:
+            if self.exact:
+                await self.loops.until(
+                    self._nothing_is_under_way, self.trainer, lambda: "a checkpoint waits for what is under way"
+                )
             await self.save(self)
+
+    def _nothing_is_under_way(self) -> bool:
+        return self.stopping or not (self.intake.active or self.evaluator.current)
 
     # --- evaluation ----------------------------------------------------------------------------------------------------------
 

@@ -87,6 +87,7 @@ async def launch(
             journal=journal,
             directory=run_dir,
             another=partial(another, config, kind),
+            exact=kind == "inline" and config.placement.schedule == "serial",
             save=checkpoints.save if checkpoint_at_end and not evaluate_only else None,
             began=began,
         )

@@ -58,11 +58,17 @@ class Program(ABC):
     async def run(self) -> None:
         """Train to the last step. Raises the first error of any loop; then no task of this program is left."""
         await self._start("publishing the first version")
+        await self._beside_loops(self._whole(), self._beside_run())
+
+    async def _whole(self) -> None:
+        """In one go: between two sets of loops what an executor answers would reach nobody."""
         if self.step == 0:
-            await self._beside_loops(self._judge_fully(None))
-        await self._beside_loops(self._train_and_save(), self._beside_training())
+            await self._judge_fully(None)
+        await self._train()
+        if self.save is not None:
+            await self.save(self)
         if not self.stopping:
-            await self._beside_loops(self._judge_fully(None))
+            await self._judge_fully(None)
 
     async def evaluate(self, amount: int) -> None:
         """Publish what the trainer holds and judge it on `amount` problems or episodes; trains nothing."""
@@ -72,11 +78,6 @@ class Program(ABC):
     async def _start(self, doing: str) -> None:
         """Publish what the trainer holds."""
         self.ref = await self.tracker.call(self.trainer, "start", what="publish", doing=doing)
-
-    async def _train_and_save(self) -> None:
-        await self._train()
-        if self.save is not None:
-            await self.save(self)
 
     async def _beside_loops(self, main: Coroutine[Any, Any, None], others: Sequence[Coroutine[Any, Any, None]] = ()) -> None:
         try:
@@ -150,8 +151,8 @@ class Program(ABC):
     def _workers(self) -> list[Coroutine[Any, Any, None]]:
         """The loops that make data."""
 
-    def _beside_training(self) -> list[Coroutine[Any, Any, None]]:
-        """Loops that run only while there is training."""
+    def _beside_run(self) -> list[Coroutine[Any, Any, None]]:
+        """Further loops of a run, which an evaluation alone does not need."""
         return []
 
     @abstractmethod

@@ -12,8 +12,9 @@
 A line is written whole by the call that records it, so a killed process loses nothing and tears at most its last line. Numbers
 that are not finite are the strings "nan", "inf" and "-inf", so every line is JSON.
 
-Resuming at step N keeps the lines up to step N (events and evaluations: those that had ended when step N ended) and removes
-what the lost attempt wrote after it, because the resumed run does that work again. An event "resumed" says how many lines went.
+Resuming at step N keeps the lines up to step N (events: those that had ended when step N ended; evaluations: those of versions
+that are not lost) and removes what the lost attempt wrote after it, because the resumed run does that work again. An event
+"resumed" says how many lines went. An evaluation that is there already is not recorded a second time.
 """
 
 import enum
@@ -159,13 +160,13 @@ class RunDirectory:
             attempt = {**environment(), "because": because}
             _replace(path / ENVIRONMENT, json.dumps({"attempts": [*attempts, attempt]}, indent=2))
             steps = [row for row in read_log(path / METRICS_LOG).rows if row["step"] <= step]
-            elapsed = float(steps[-1]["seconds"]) if steps else 0.0
+            elapsed, version = (float(steps[-1]["seconds"]), steps[-1]["version"]) if steps else (0.0, -1)
             removed = {
                 name: _keep(path / name, rule)
                 for name, rule in (
                     (METRICS_LOG, lambda row: row["step"] <= step),
                     (SAMPLES_LOG, lambda row: row["step"] <= step),
-                    (EVALS_LOG, lambda row: row["seconds"] <= elapsed),
+                    (EVALS_LOG, lambda row: row["step"] <= step and evaluation_of(row).newest <= version),
                     (EVENTS_LOG, lambda row: row["end"] <= elapsed),
                 )
             }
@@ -195,6 +196,8 @@ class RunDirectory:
         self._samples.append(jsonable(record))
 
     def evaluation(self, record: Evaluation) -> None:
+        if any(other.key == record.key for other in self.evaluations):
+            return
         self.evaluations.append(record)
         self._evals.append(jsonable(record))
 

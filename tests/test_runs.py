@@ -165,8 +165,9 @@ def test_a_recorded_asynchronous_run_replays_bit_for_bit(tmp_path):
     assert all(torch.equal(left[k], right[k]) for k in left)
 
 
-def test_a_resumed_synchronous_run_equals_the_unbroken_one(tmp_path):
-    whole = small(control={"max_lag": 0, "window": 1, "steps": 6, "checkpoint_every": 3})
+@pytest.mark.parametrize("max_lag", [0, 2])
+def test_a_resumed_serial_run_equals_the_unbroken_one(max_lag, tmp_path):
+    whole = small(control={"max_lag": max_lag, "window": 1, "steps": 6, "checkpoint_every": 3})
     _, unbroken = run(whole, tmp_path / "whole")
     # The same run, thrown back to its third step as a crash would.
     run(whole, tmp_path / "broken")
