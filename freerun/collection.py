@@ -291,9 +291,7 @@ class Collection:
 
     async def save(self) -> dict[str, Any]:
         """JSON-able: counts, lives, and the state of each actor. Only while quiet."""
-        actors = {}
-        for name, handle in self.actors.items():
-            actors[name] = await self._tracker.call(handle, "save", what="checkpoint", doing="saving its episodes")
+        actors = {name: await self._save_actor(name) for name in self.actors}
         return {
             "supply": self.supply.state(),
             "counts": self.counts(),
@@ -301,6 +299,15 @@ class Collection:
             "deaths": dict(self._healer.deaths),
             "actors": actors,
         }
+
+    async def _save_actor(self, name: str) -> dict[str, Any]:
+        """The state of an actor; if it dies instead, that of its successor, which has not begun yet."""
+        while True:
+            handle = self.actors[name]
+            try:
+                return await self._tracker.call(handle, "save", what="checkpoint", doing="saving its episodes")
+            except ExecutorDied:
+                await self._loops.until(partial(self._is_replaced, handle), handle, lambda: "died, being started anew")
 
     async def load(self, state: Mapping[str, Any], work: Work, payloads: Mapping[int, bytes]) -> None:
         """Undo `save`, in the middle of the phase that is `work`."""

@@ -11,6 +11,8 @@ from rich.console import Console
 from freerun.chaos import show
 from freerun.chaos.harness import Harness, RunResult
 from freerun.errors import ConfigError
+from freerun.recipes import base as recipes
+from freerun.recipes.control_base import ControlRun
 
 HELP = "kill, freeze, delay and corrupt runs of a recipe at random, resume them, and audit what came of it"
 DETAIL = (
@@ -43,6 +45,13 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Hurt runs until time or cycles are used up; print and write what came of it."""
     if sys.platform != "linux":
         raise ConfigError("the harness looks for processes in /proc", given=sys.platform, expected="Linux", todo="use one")
+    if isinstance(recipes.load(arguments.recipe).recipe(), ControlRun):
+        raise ConfigError(
+            "the harness audits items, which a run of environments does not have",
+            given=arguments.recipe,
+            expected="a recipe of a language model",
+            todo="`freerun list` shows the recipes; tiny-faults is the smallest",
+        )
     console = Console()
     directory = (arguments.dir or Path("runs") / f"chaos-{datetime.now():%Y%m%d-%H%M%S}").resolve()
     harness = Harness(

@@ -153,7 +153,9 @@ class MonarchPlacement:
     async def respawn(self, name: str) -> MonarchHandle:
         """Start the executor `name` anew in a new process, as it was first specified; what is left of the old one is killed."""
         if name in self._places:
-            await self._end([self._places.pop(name).process], patience=0.0)
+            place = self._places.pop(name)
+            place.life.settled = False  # whoever replaces it while it lives knows that it ends
+            await self._end([place.process], patience=0.0)
         return await self._start(self._specs[name])
 
     async def retire(self, name: str) -> None:

@@ -237,6 +237,22 @@ def test_a_killed_executor_is_noticed_named_and_can_be_respawned():
     run(body, "a", "b")
 
 
+def test_an_executor_that_hangs_can_be_replaced_and_that_is_reported_to_nobody():
+    async def body(placement, a):
+        with pytest.raises(DeadlineExceeded):
+            await a.call("sleep", 60.0, deadline=0.2)
+        pid = placement.pids()["a"]
+        again = await placement.respawn("a")
+        assert await gone(pid)
+        with pytest.raises(ExecutorDied):
+            await a.call("add", 1, deadline=30)
+        assert await again.call("add", 4, deadline=20) == 4
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(placement.failures()), 0.3)
+
+    run(body, "a")
+
+
 def test_a_frozen_executor_counts_as_dead_and_is_killed(monkeypatch):
     monkeypatch.setattr("freerun.placement.processes.FROZEN", 1.0)
 
