@@ -65,7 +65,8 @@ def test_a_killed_controller_says_how_to_go_on_leaves_nothing_and_the_run_goes_o
     wait_until(lambda: not children(marker), 15)
     assert shared_files() <= before
     again = command(marker, "resume", str(directory), "--plain")
-    assert again.wait(timeout=200) == 0
+    output = again.communicate(timeout=200)[0]
+    assert again.returncode == 0, output
     assert [row["step"] for row in rows(directory)] == list(range(1, 61))
 
 
