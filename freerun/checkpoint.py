@@ -1,8 +1,8 @@
 """Atomic checkpoints: networks, optimiser, credit state, random states, data cursor, ledger and store become durable together.
 
 A checkpoint is a directory `step-00000042` that appears by one rename, after every byte and its directory were flushed. Its
-`manifest.json` lists the SHA-256 of every file, so a torn or corrupted one is recognised; the newest whole one is used, and
-what was passed over is reported. Writing never touches an older checkpoint: a full disk costs the new one only.
+`manifest.json` lists the SHA-256 of every file and of this list, so a torn or corrupted one is recognised; the newest whole one
+is used, and what was passed over is reported. Writing never touches an older checkpoint: a full disk costs the new one only.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freerun.encoding import decode_group, encode_group
-from freerun.errors import CheckpointError, FreerunError
+from freerun.errors import CheckpointError, ExecutorFailed, FreerunError
 from freerun.metrics import EvalRecord
 from freerun.program import Program
 from freerun.store import journal
@@ -29,17 +29,26 @@ JOURNAL, GROUPS, REPLAY = "journal", "groups.journal", "replay.journal"
 """Files of finished groups: of the run, and in a checkpoint those that were stored and those that may be replayed."""
 
 
+MANIFEST = "manifest.json"
+
+
 class Checkpoints:
-    """The checkpoints of one run directory. Keeps the newest `keep`."""
+    """The checkpoints of one run directory. Keeps the newest `keep`.
+
+    Other names in the directory are `.attempt-*`, left by a process that was killed while it wrote one, and `damaged-*`, those
+    that a resume passed over; they are kept until the next one is written.
+    """
 
     def __init__(self, directory: Path, *, keep: int = 2) -> None:
         self.directory, self.keep = directory, keep
 
     async def save(self, program: Program) -> Path:
-        """Write one of a program and its trainer. On any failure the attempt is removed, older checkpoints stay as they were,
-        and `CheckpointError` says why."""
+        """Write one of a program and its trainer, unless it is there. On any failure the attempt is removed, older checkpoints
+        stay as they were, and `CheckpointError` says why."""
         final = self.directory / f"step-{program.step:08d}"
         attempt = self.directory / f".attempt-{program.step:08d}-{os.getpid()}"
+        if final.exists() and not damage_of(final) and program.is_in(final):
+            return final  # the run stopped where it was resumed
         try:
             (attempt / "trainer").mkdir(parents=True)
             await program.tracker.call(
@@ -51,19 +60,33 @@ class Checkpoints:
                 shutil.rmtree(final)
             attempt.rename(final)
             _flush(self.directory)
-        except (OSError, FreerunError) as error:
+            _flush(self.directory.parent)
+        except BaseException as error:
             shutil.rmtree(attempt, ignore_errors=True)
+            if not isinstance(error, OSError | ExecutorFailed | CheckpointError):
+                raise  # the trainer died, say, or the run was interrupted
             kept = [p.name for p in self.all()]
             raise CheckpointError(
                 f"the checkpoint of step {program.step} could not be written",
-                given=f"{type(error).__name__}: {error}",
+                given=f"{type(error).__name__}: {error.what if isinstance(error, FreerunError) else error}",
                 expected=f"room and permission to write in {self.directory}",
-                todo=f"make room, then `freerun resume`; still there: {', '.join(kept) or 'none'}",
+                todo=f"make room; still there: {', '.join(kept) or 'none'}",
             ) from error
-        for old in self.all()[: -self.keep]:
-            shutil.rmtree(old)
+        for old in [*self.all()[: -self.keep], *self.directory.glob("damaged-*")]:
+            shutil.rmtree(old, ignore_errors=True)  # what cannot be removed now is tried again next time
         program.saved(self.all()[0])
         return final
+
+    def clean(self, resumed: Path | None = None) -> None:
+        """What killed processes left goes, and checkpoints newer than the one that is `resumed`, which were passed over, get
+        another name. Only for who holds the directory's lock."""
+        for attempt in self.directory.glob(".attempt-*"):
+            shutil.rmtree(attempt)
+        for passed in [path for path in self.all() if resumed is not None and path.name > resumed.name]:
+            aside = passed.with_name(f"damaged-{passed.name.removeprefix('step-')}")
+            if aside.exists():
+                shutil.rmtree(aside)
+            passed.rename(aside)
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -88,16 +111,19 @@ class Checkpoints:
 
 def damage_of(path: Path) -> str:
     """What is wrong with a checkpoint; empty if every file is there with the bytes that were written."""
+    name = MANIFEST
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        return f"manifest unreadable ({error})"
-    for name, digest in manifest.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if _digest(file) != digest:
-            return f"{name} is not what was written"
+        written = (path / MANIFEST).read_bytes()
+        files = dict(json.loads(written)["files"])
+        if _manifest(files) != written:
+            return f"{MANIFEST} is not what was written"
+        for name, digest in files.items():
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if _digest(path / name) != digest:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"{name} cannot be read ({type(error).__name__}: {error})"
     return ""
 
 
@@ -116,6 +142,7 @@ def controller_state(controller: "Controller") -> dict[str, Any]:
         "admission": controller.intake.admission.state(),
         "replay": controller.replay.state() if controller.replay is not None else None,
         "evaluations": [dataclasses.asdict(e) for e in controller.evaluator.records],
+        "evaluation": controller.evaluator.under_way,
     }
 
 
@@ -131,14 +158,17 @@ def write_groups(path: Path, groups: Mapping[int, Group | Example]) -> None:
 def restore_controller(controller: "Controller", checkpoint: Path | None) -> None:
     """Put a fresh controller where the saved one was, and where its journal says that it came after that: finished groups are
     in the store again, unfinished items are ordered again. Without a checkpoint it begins at step 0 with what the journal
-    has."""
-    records = list(controller.intake.journal.records()) if controller.intake.journal is not None else []
+    has; an exact one without that."""
+    finished = None if controller.exact else controller.intake.journal
+    records = list(finished.records()) if finished is not None else []
     if checkpoint is None:
         controller.intake.restore(controller.intake.admission.state(), (), records)
         return
     state = json.loads((checkpoint / "controller.json").read_text())
     controller.step = state["step"]
     controller.evaluator.records = [EvalRecord(**e) for e in state["evaluations"]]
+    if state["evaluation"] is not None:
+        controller.evaluator.begin(*state["evaluation"])
     controller.intake.restore(state["admission"], journal.read(checkpoint / GROUPS), records)
     if controller.replay is not None and state["replay"] is not None:
         prompts, kept = controller.intake.prompts, journal.read(checkpoint / REPLAY)
@@ -146,17 +176,28 @@ def restore_controller(controller: "Controller", checkpoint: Path | None) -> Non
         controller.replay.restore(state["replay"], groups)
 
 
-def needed_after(oldest: Path) -> Callable[[int], bool]:
-    """Whether a resume from the checkpoint `oldest`, or from a later one, could ask the journal for an item."""
-    return needed_by(json.loads((oldest / "controller.json").read_text())["admission"])
+def needed_after(oldest: Path) -> Callable[[int], bool] | None:
+    """Whether a resume from the checkpoint `oldest`, or from a later one, could ask the journal for an item; None if `oldest`
+    cannot say."""
+    try:
+        return needed_by(json.loads((oldest / "controller.json").read_text())["admission"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _seal(directory: Path) -> None:
     """Write the manifest and flush every file, so that the rename that follows publishes only durable bytes."""
     files = sorted(p for p in directory.rglob("*") if p.is_file())
-    (directory / "manifest.json").write_text(json.dumps({str(p.relative_to(directory)): _digest(p) for p in files}, indent=1))
-    for path in [*files, directory / "manifest.json", directory]:
+    manifest = directory / MANIFEST
+    manifest.write_bytes(_manifest({str(p.relative_to(directory)): _digest(p) for p in files}))
+    for path in [*files, manifest, *(p for p in directory.rglob("*") if p.is_dir()), directory]:
         _flush(path)
+
+
+def _manifest(files: Mapping[str, str]) -> bytes:
+    """The one way to write down the digests of `files`: a byte that is anything else is damage."""
+    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return json.dumps({"files": files, "sha256": digest}, indent=1).encode()
 
 
 def _flush(path: Path) -> None:

@@ -1,12 +1,15 @@
-"""The command line: `freerun list | run | resume | eval | report | dataset | claims`.
+"""The command line: `freerun list | run | resume | scale | eval | report | dataset | claims | chaos`.
 
 freerun list                                   the recipes that ship, one line each
 freerun run RECIPE [--dotted.override value]   train; RECIPE is a name from the list or a Python file
 freerun resume DIR                             go on from the newest whole checkpoint of a run directory
+                                               (both: --restarts N resumes by itself what died)
+freerun scale DIR --actors N                   give a run that goes on more or fewer generators
 freerun eval DIR [--problems N]                held-out accuracy of its newest checkpoint
 freerun report DIR                             write DIR/report.html again
 freerun dataset make ENV                       data sets of control, in the grades of D4RL; see `freerun dataset --help`
 freerun claims [NAME ...]                      run the small experiments on what each paper claims
+freerun chaos RECIPE [--minutes M --seed S]    kill, freeze, delay and corrupt runs, and audit what came of it
 """
 
 import argparse
@@ -14,30 +17,38 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from freerun import config as configs
-from freerun import dataset_cli
-from freerun.checkpoint import Checkpoints
-from freerun.errors import ConfigError, FreerunError, RunDirectoryError
-from freerun.metrics import Fanout, Sink, TrialRecord
+from freerun import dataset_cli, elastic
+from freerun.attempt import EXIT_INTERRUPTED, launcher, train
+from freerun.chaos import command as chaos
+from freerun.checkpoint import JOURNAL, Checkpoints
+from freerun.errors import ConfigError, DeadlineExceeded, ExecutorDied, FreerunError, RunDirectoryError, Stalled
+from freerun.metrics import Fanout, TrialRecord
 from freerun.recipes import base as recipes
 from freerun.recipes.base import RunConfig
 from freerun.recipes.control_base import ControlRun
 from freerun.rundir import RunDirectory
+from freerun.runlock import RunLock
+from freerun.store import journal
+from freerun.supervise import EXIT_DIED, supervise
 
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+EXIT_ERROR = 1
+
+DEATHS = (ExecutorDied, DeadlineExceeded, Stalled)
+"""Errors that a resumed run may well be spared."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the `freerun` command. Exit status: 0 done, 1 an error that says what to do, 2 bad usage, 130
-    interrupted."""
+    """Entry point of the `freerun` command. Exit status: 0 done, 1 an error that says what to do, 2 bad usage, 3 the same as 1
+    where resuming may be all that there is to do, 130 interrupted."""
     console = Console(stderr=True)
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
@@ -46,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except FreerunError as error:
         console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
         console.print(str(error), markup=False, highlight=False)
-        code = EXIT_ERROR
+        code = EXIT_DIED if isinstance(error, DEATHS) else EXIT_ERROR
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted")
         code = EXIT_INTERRUPTED
@@ -76,7 +87,6 @@ def _parser() -> argparse.ArgumentParser:
         "-h", "--help", action="store_true", help="show every key of the recipe that can be overridden, with its value"
     )
     run.add_argument("--dir", help="run directory to create (default: runs/RECIPE-DATE-TIME)")
-    run.add_argument("--plain", action="store_true", help="one line per step in place of the live view")
     resume = command(
         "resume",
         _resume,
@@ -84,7 +94,21 @@ def _parser() -> argparse.ArgumentParser:
         "Finished work is not generated again and nothing is trained twice; the config is the run's own.",
     )
     resume.add_argument("dir", type=Path, help="the run directory")
-    resume.add_argument("--plain", action="store_true", help="one line per step in place of the live view")
+    resume.add_argument("--because", default="", help=argparse.SUPPRESS)
+    for training in (run, resume):
+        training.add_argument("--plain", action="store_true", help="one line per step in place of the live view")
+        training.add_argument(
+            "--restarts", type=int, default=0, metavar="N", help="if the run dies, resume it by itself, at most N times"
+        )
+        training.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+    scale = command(
+        "scale",
+        _scale,
+        "give a run that goes on more or fewer generators",
+        "New ones start at the newest version; those that go finish what they have. A resumed run keeps the number.",
+    )
+    scale.add_argument("dir", type=Path, help="the run directory")
+    scale.add_argument("--actors", type=int, required=True, metavar="N", help="how many generators it is to have")
     evaluate = command(
         "eval",
         _eval,
@@ -110,6 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     claims.add_argument("--fresh", action="store_true", help="run everything again, whatever is kept")
     claims.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a verdict is not the one on record")
     claims.add_argument("--out", type=Path, metavar="DIR", help="where results are, in place of docs/claims")
+    hurt = command("chaos", chaos.run, chaos.HELP, chaos.DETAIL)
+    chaos.add_arguments(hurt)
     return parser
 
 
@@ -141,12 +167,15 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.help:
         _show_keys(arguments.recipe, config)
         return 0
-    if isinstance(config, ControlRun):
-        dataset_cli.prepare(config, Console(stderr=True))
     stem = Path(arguments.recipe).stem
     directory = Path(arguments.dir or Path(config.records.directory) / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    if arguments.restarts:
+        return _supervised(["run", arguments.recipe, "--dir", str(directory), *rest], directory, arguments)
+    if isinstance(config, ControlRun):
+        dataset_cli.prepare(config, Console(stderr=True))
     record = {"recipe": arguments.recipe, "overrides": changes, "config": configs.dump(config)}
-    return _train(config, arguments.recipe, RunDirectory.create(directory, record), None, plain=arguments.plain)
+    files = RunDirectory.create(directory, record)
+    return train(config, arguments.recipe, files, None, plain=arguments.plain, supervised=arguments.supervised)
 
 
 def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -155,11 +184,52 @@ def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
     _nothing_left(rest)
     config, stored = _stored(arguments.dir)
     refuse_other_config(stored["config"], config)
+    if arguments.restarts:
+        return _supervised(["resume", str(arguments.dir)], arguments.dir, arguments)
     begun = bool(Checkpoints(arguments.dir / "checkpoints").all())
     checkpoint = _newest(arguments.dir) if begun else None
     step = int(checkpoint.name.removeprefix("step-")) if checkpoint is not None else 0
-    files = RunDirectory.resume(arguments.dir, step)
-    return _train(config, stored["recipe"], files, checkpoint, resume=True, plain=arguments.plain)
+    files = RunDirectory.resume(arguments.dir, step, because=arguments.because)
+    if mended := journal.mend(arguments.dir / JOURNAL):
+        Console(stderr=True).print(f"mended the journal: {mended}", markup=False)
+    supervised = arguments.supervised
+    return train(config, stored["recipe"], files, checkpoint, resume=True, plain=arguments.plain, supervised=supervised)
+
+
+def _supervised(words: list[str], directory: Path, arguments: argparse.Namespace) -> int:
+    """Let a child do it, and resume it when it dies."""
+    console = Console(stderr=True)
+    plain = ["--plain"] if arguments.plain else []
+    return supervise(
+        directory, [*words, *plain], arguments.restarts, partial(console.print, markup=False), plain=arguments.plain
+    )
+
+
+def _scale(arguments: argparse.Namespace, rest: list[str]) -> int:
+    _nothing_left(rest)
+    config, _ = _stored(arguments.dir)
+    if arguments.actors < 1:
+        raise ConfigError(
+            "a run needs a generator", given=f"--actors {arguments.actors}", expected="at least 1", todo="ask for more"
+        )
+    if isinstance(config, ControlRun):
+        raise ConfigError(
+            "a run of control keeps its actors",
+            given=f"{arguments.dir}, a run of environments",
+            expected="a run of a language model",
+            todo="choose the number with --actors when it begins",
+        )
+    if config.placement.record or config.placement.replay:
+        raise ConfigError(
+            "a run that is recorded or replayed keeps its generators",
+            given=f"placement.record {config.placement.record}, placement.replay {config.placement.replay!r}",
+            expected="a run that is neither",
+            todo="choose the number with --placement.generators when it begins",
+        )
+    elastic.ask(arguments.dir, arguments.actors)
+    when = "now" if RunLock(arguments.dir).is_held() else "when it is resumed: nobody is running it"
+    Console().print(f"asked for {arguments.actors} generators, {when}", soft_wrap=True)
+    return 0
 
 
 def _newest(directory: Path) -> Path:
@@ -184,62 +254,10 @@ def _stored(directory: Path) -> tuple:
     return configs.override(recipes.load(stored["recipe"]).recipe(), stored["overrides"]), stored
 
 
-def _train(
-    config: RunConfig | ControlRun,
-    recipe: str,
-    files: RunDirectory,
-    checkpoint: Path | None,
-    *,
-    plain: bool,
-    resume: bool = False,
-) -> int:
-    from freerun.watch.report import write_report
-    from freerun.watch.terminal import Terminal
-
-    directory = files.path
-    console = Console(force_terminal=False if plain else None)
-    sinks = Fanout([files])
-    try:
-        view = Terminal(
-            recipe,
-            run_dir=directory,
-            report=directory / "report.html",
-            began=files.elapsed,
-            earlier=files.evaluations,
-            console=console,
-        )
-        sinks = Fanout([files, *_optional_sinks(config, directory), view])
-        launch = _launcher(config)
-        outcome = asyncio.run(launch(config, directory, sinks, checkpoint=checkpoint, resume=resume, began=files.elapsed))
-        files.finish("finished" if outcome.finished else "interrupted")
-    except BaseException as error:
-        files.finish("failed", f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        sinks.close()
-        write_report(directory)
-    if not outcome.finished:
-        console.print(
-            f"stopped at step {outcome.step} of {outcome.total_steps}; go on with: freerun resume {directory}", markup=False
-        )
-    return 0 if outcome.finished else EXIT_INTERRUPTED
-
-
-def _launcher(config: RunConfig | ControlRun) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """What runs this kind of config; loaded when it is needed."""
-    if isinstance(config, ControlRun):
-        from freerun.launch_control import launch_control
-
-        return launch_control
-    from freerun.launch import launch
-
-    return launch
-
-
 def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
     _nothing_left(rest)
     config, _ = _stored(arguments.dir)
-    work = _launcher(config)(
+    work = launcher(config)(
         config, arguments.dir, Fanout([]), checkpoint=_newest(arguments.dir), evaluate_only=arguments.problems
     )
     result = asyncio.run(work).evaluations[-1]
@@ -276,19 +294,6 @@ def _claims(arguments: argparse.Namespace, rest: list[str]) -> int:
         check=arguments.check,
         directory=arguments.out,
     )
-
-
-def _optional_sinks(config: RunConfig | ControlRun, directory: Path) -> list[Sink]:
-    sinks: list[Sink] = []
-    if config.records.tensorboard:
-        from freerun.watch.tensorboard import TensorBoardSink
-
-        sinks.append(TensorBoardSink(directory / "tensorboard"))
-    if config.records.wandb:
-        from freerun.watch.wandb import WandbSink
-
-        sinks.append(WandbSink(config.records.wandb, directory, configs.dump(config)))
-    return sinks
 
 
 def overrides(words: Sequence[str]) -> dict[str, str]:

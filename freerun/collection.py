@@ -244,7 +244,8 @@ class Collection:
             except ExecutorDied:
                 await self._loops.until(partial(self._is_replaced, handle), handle, lambda: "died, being started anew")
                 continue
-            except DeadlineExceeded:
+            except DeadlineExceeded as error:
+                self._healer.given_up(name, error)
                 await self.heal(name)
                 continue
             self._versions[name] = {report.version}
@@ -324,18 +325,29 @@ class Collection:
         self._healer.respawned(name, self._newest().version)
         self._loops.notify()
 
+    def counts(self) -> dict[str, int]:
+        """Chunks begun and finished in this phase, and steps of environments taken in the run."""
+        return {"begun": self.begun, "finished": self.finished, "taken": self.taken}
+
     async def save(self) -> dict[str, Any]:
         """JSON-able: counts, lives, and the state of each actor. Only while quiet."""
-        actors = {}
-        for name, handle in self.actors.items():
-            actors[name] = await self._tracker.call(handle, "save", what="checkpoint", doing="saving its episodes")
+        actors = {name: await self._save_actor(name) for name in self.actors}
         return {
             "supply": self.supply.state(),
-            "counts": {"begun": self.begun, "finished": self.finished, "taken": self.taken},
+            "counts": self.counts(),
             "lives": self._lives,
             "deaths": dict(self._healer.deaths),
             "actors": actors,
         }
+
+    async def _save_actor(self, name: str) -> dict[str, Any]:
+        """The state of an actor; if it dies instead, that of its successor, which has not begun yet."""
+        while True:
+            handle = self.actors[name]
+            try:
+                return await self._tracker.call(handle, "save", what="checkpoint", doing="saving its episodes")
+            except ExecutorDied:
+                await self._loops.until(partial(self._is_replaced, handle), handle, lambda: "died, being started anew")
 
     async def load(self, state: Mapping[str, Any], work: Work, payloads: Mapping[int, bytes]) -> None:
         """Undo `save`, in the middle of the phase that is `work`."""

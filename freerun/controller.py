@@ -12,22 +12,24 @@
 | score (a group) | responses                | rewards, then a group | the rewarder            | a finished response          |
 | train           | groups in the window     | the next version      | a group in the window   | a finished or dropped group  |
 | watch           | deaths                   | a fresh executor, or the end of the run | a death | the placement              |
+| follow          | requests for generators  | more or fewer of them | a request               | time (see `elastic.py`)      |
 
 The first three are in `intake.py`. Evaluation is not a loop: its requests fill decode slots that training leaves free (see
 `evaluate.py`). What all runs have in common is in `program.py`.
 """
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from freerun.checkpoint import needed_after, write_controller
+from freerun.elastic import Elastic
 from freerun.errors import ConfigError
 from freerun.evaluate import Accuracy, Evaluator
 from freerun.intake import Intake
 from freerun.metrics import Sink
-from freerun.placement.base import Handle, Placement
+from freerun.placement.base import ExecutorSpec, Handle, Placement
 from freerun.program import Program, Save
 from freerun.replay import Replay
 from freerun.schedule import FULL, QUICK, ControllerConfig, Stream, check
@@ -40,7 +42,10 @@ class Controller(Program):
     """Runs a training job on executors that already exist; `run` returns when the last step is published and evaluated.
 
     `prompts` are what items are made from; a data set of examples needs no generator but for evaluations. `save` writes a
-    checkpoint of this controller and its trainer. What a stall leaves behind goes into `directory`.
+    checkpoint of this controller and its trainer. What a stall leaves behind goes into `directory`, where requests for more or
+    fewer generators come from; `another(i)` says how the one of number `i` is made. With `exact` there is a checkpoint only
+    where nothing is under way, and what was finished after it is no part of a resume: then, if calls complete in a fixed order,
+    a run that was killed and resumed is the unbroken one.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class Controller(Program):
         save: Save | None = None,
         directory: Path | None = None,
         began: float = 0.0,
+        another: Callable[[int], ExecutorSpec] | None = None,
+        exact: bool = False,
     ) -> None:
         check(config, len(prompts))
         if config.experts and not experts:
@@ -83,7 +90,7 @@ class Controller(Program):
             directory=directory,
             began=began,
         )
-        self.config = config
+        self.config, self.exact = config, exact
         self.evaluator = Evaluator(heldout, eval_sampling, accuracy)
         self.intake = Intake(
             config,
@@ -104,6 +111,11 @@ class Controller(Program):
             Replay(config.replay, batch=config.groups, max_age=config.replay_age, seed=seed) if config.replay else None
         )
         self._experts = Stream(experts, seed)
+        self._elastic = (
+            Elastic(self.intake, placement, self.tracker, sink, another, directory)
+            if another is not None and directory is not None
+            else None
+        )
 
     # --- what a run of language adds -----------------------------------------------------------------------------------------
 
@@ -122,7 +134,10 @@ class Controller(Program):
         super().request_stop()
 
     def _workers(self) -> list[Coroutine[Any, Any, None]]:
-        return [self.intake.generate(name) for name in self.intake.generators]
+        return [self.intake.generate(name) for name in self.intake.crew.members]
+
+    def _beside_run(self) -> list[Coroutine[Any, Any, None]]:
+        return [self._elastic.follow()] if self._elastic is not None else []
 
     def _counts(self) -> Mapping[str, int]:
         return self.intake.admission.counts()
@@ -140,8 +155,11 @@ class Controller(Program):
         write_controller(directory, self)
 
     def saved(self, oldest: Path) -> None:
-        if self.intake.journal is not None:
-            self.intake.journal.compact(needed_after(oldest))
+        if self.intake.journal is not None and (needed := needed_after(oldest)) is not None:
+            self.intake.journal.compact(needed)
+
+    def is_in(self, checkpoint: Path) -> bool:
+        return True  # what was finished since is in the journal
 
     # --- train ---------------------------------------------------------------------------------------------------------------
 
@@ -183,7 +201,7 @@ class Controller(Program):
         return f"waiting for groups: {num_taken} of {self.config.groups} taken, {under_way} being generated or scored"
 
     async def _finish_step(self, taken: dict[int, Group | Example]) -> None:
-        keep = sorted({self.ref.version} | self.intake.versions_in_use())
+        keep = sorted({self.ref.version} | self.intake.crew.versions_in_use())
         report = await self.tracker.call(
             self.trainer, "finish_step", keep, what="update", doing="optimiser step and publication"
         )
@@ -206,7 +224,14 @@ class Controller(Program):
             self.evaluator.begin(self.step, QUICK, self.config.eval_prompts)
             self.loops.notify()
         if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0 and not last and self.save:
+            if self.exact:
+                await self.loops.until(
+                    self._nothing_is_under_way, self.trainer, lambda: "a checkpoint waits for what is under way"
+                )
             await self.save(self)
+
+    def _nothing_is_under_way(self) -> bool:
+        return self.stopping or not (self.intake.active or self.evaluator.current)
 
     # --- evaluation ----------------------------------------------------------------------------------------------------------
 

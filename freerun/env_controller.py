@@ -315,7 +315,8 @@ class EnvController(Program):
                 return await self.tracker.call(handle, method, *args, what="evaluate", doing=doing)
             except ExecutorDied:
                 await self.loops.until(partial(self._is_replaced, handle), handle, lambda: "died, being started anew")
-            except DeadlineExceeded:
+            except DeadlineExceeded as error:
+                self._healer.given_up(handle.name, error)
                 await self._heal(handle.name)
 
     def _is_replaced(self, handle: Handle) -> bool:
@@ -340,6 +341,12 @@ class EnvController(Program):
         for item, payload in ({} if isinstance(self.supply, Replay) else self.supply.payloads()).items():
             chunks.finished(item, "chunk", 0, payload)
         chunks.close()
+
+    def is_in(self, checkpoint: Path) -> bool:
+        """There is no journal, and within a step, even in place of one, chunks are collected."""
+        state = json.loads((checkpoint / "controller.json").read_text())
+        then = state["phase"], state["updates"], state["collection"]["counts"], len(state["trials"])
+        return then == (self.phase, self.updates, self.collection.counts(), len(self.trials))
 
     def saved(self, oldest: Path) -> None:
         """Nothing to tidy up: there is no journal."""

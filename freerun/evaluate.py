@@ -95,6 +95,12 @@ class Evaluator:
             self._next_item -= num_prompts
 
     @property
+    def under_way(self) -> tuple[int, str, int] | None:
+        """What to `begin` again in a run that is resumed; None if no evaluation is under way."""
+        now = self.current
+        return None if now is None else (now.step, now.split, now.num_prompts)
+
+    @property
     def has_backlog(self) -> bool:
         """Whether there are questions that no generator has yet."""
         return self.current is not None and bool(self.current.backlog)

@@ -2,9 +2,8 @@
 
     prompts --admit(slot)--> outbox --> generator --responses--> rewarder --rewards--> group --journal--> store
 
-It decides about items and holds no tensors: groups pass through it unopened. Items of a dataset are finished as they are
-admitted. Items of an executor that died wait again, at their place; an executor that died is started anew and adopts the
-newest version with its first request.
+Groups pass through it unopened. Items of a dataset are finished as they are admitted. Items of an executor that died wait
+again, at their place; it is started anew and adopts the newest version with its first request.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from freerun.crew import Crew, Member
 from freerun.encoding import decode_group, encode_group
 from freerun.errors import AllFailed, CheckpointError, ExecutorDied
 from freerun.evaluate import Evaluator
@@ -76,7 +76,7 @@ class Intake:
         journal: Journal | None = None,
     ) -> None:
         self.config, self.prompts, self.journal = config, prompts, journal
-        self.generators, self.rewarder = {g.name: g for g in generators}, rewarder
+        self.crew, self.rewarder = Crew(generators), rewarder
         self.admission = Admission(batch=config.groups, max_lag=config.max_lag, window=config.window, retries=config.retries)
         self.active: dict[int, Active] = {}
         self.groups: dict[int, Group | Example] = {}
@@ -84,10 +84,6 @@ class Intake:
         self._evaluator, self._tracker, self._loops, self._sink = evaluator, tracker, loops, sink
         self._sampling, self._seed, self._newest = sampling, seed, newest
         self._recovery: Recovery | None = None
-        self._outbox: dict[str, list[Request]] = {name: [] for name in self.generators}
-        self._load: dict[str, int] = dict.fromkeys(self.generators, 0)
-        self._asked: dict[str, list[Request]] = {name: [] for name in self.generators}
-        self._versions: dict[str, set[int]] = {name: set() for name in self.generators}
         self._healer = Healer(placement, tracker, sink, config.executor_restarts)
         self._skipped = self._fruitless = 0
         self._last_failure: Failure | None = None
@@ -130,42 +126,45 @@ class Intake:
     def _order(self, item: int) -> None:
         """Ask the least loaded generator for the group of `item`. Attempts that failed make another seed, deaths do not."""
         active = self.active[item]
-        target = min(self.generators, key=self._load.__getitem__)
-        self._load[target] += self.config.group_size
-        active.generator, active.orders, active.responses, active.rewards = target, active.orders + 1, {}, {}
+        member = self.crew.least_loaded()
+        member.load += self.config.group_size
+        active.generator, active.orders, active.responses, active.rewards = member.handle.name, active.orders + 1, {}, {}
         seed = stream_seed(stream_seed(self._seed, item), self.admission.items[item].failures)
-        self._outbox[target].append(
+        member.outbox.append(
             Request(item=item, prompt=active.prompt, num_samples=self.config.group_size, sampling=self._sampling, seed=seed)
         )
 
     # --- generate ------------------------------------------------------------------------------------------------------------
 
     async def generate(self, name: str) -> None:
-        """The loop of one generator."""
-        while True:
-            await self._loops.until(lambda: self._has_work(name), self.generators[name], self._why_no_prompts)
-            handle, ref = self.generators[name], self._newest()
-            requests, self._outbox[name] = self._outbox[name], []
+        """The loop of one generator; ends when it leaves and has nothing more to do."""
+        while not self.crew.is_done(name):
+            member = self.crew.members[name]
+            await self._loops.until(lambda: self._is_called_for(name), member.handle, self._why_no_prompts)
+            if self.crew.is_done(name):
+                return
+            member, ref = self.crew.members[name], self._newest()
+            requests, member.outbox = member.outbox, []
             for request in requests:
                 self.admission.begin(request.item, ref.version)
-            questions = self._evaluator.spare(self._spare(name))
-            self._load[name] += len(questions)
-            self._asked[name] += questions
-            self._versions[name].add(ref.version)
+            questions = self._evaluator.spare(self.crew.spare(name, self.admission.capacity * self.config.group_size))
+            member.load += len(questions)
+            member.asked += questions
+            member.versions.add(ref.version)
             try:
                 report = await self._tracker.call(
-                    handle,
+                    member.handle,
                     "advance",
                     [*requests, *questions],
                     ref,
                     self.config.decode_steps,
                     what="generate",
-                    doing=f"decoding {self._load[name]} responses",
+                    doing=f"decoding {member.load} responses",
                 )
             except ExecutorDied:
-                await self._loops.until(partial(self._is_replaced, handle), handle, lambda: "died, being started anew")
+                await self._loops.until(partial(self._is_settled, member), member.handle, lambda: "died, being started anew")
                 continue
-            self._versions[name] = {report.version}
+            member.versions = {report.version}
             self._tracker.count(
                 {
                     "tokens/generated": Sum(report.tokens),
@@ -176,45 +175,40 @@ class Intake:
             )
             self._responded(name, report.finished)
 
-    def versions_in_use(self) -> set[int]:
-        """Versions that a generator may be computing with: while a call is under way, the one that it was sent, or still the
-        one held before."""
-        return set().union(*self._versions.values())
+    def _is_called_for(self, name: str) -> bool:
+        """Whether the loop of a generator has something to do, be it to end."""
+        member = self.crew.members.get(name)
+        return member is None or bool(member.outbox or member.load or member.leaving or self._evaluator.has_backlog)
 
-    def _has_work(self, name: str) -> bool:
-        return bool(self._outbox[name] or self._load[name] or self._evaluator.has_backlog)
-
-    def _is_replaced(self, handle: Handle) -> bool:
-        """Whether the dead executor behind `handle` has a successor."""
-        return handle is not self.rewarder and all(handle is not other for other in self.generators.values())
+    def _is_settled(self, dead: Member) -> bool:
+        """Whether a generator that died has a successor, or needs none."""
+        name = dead.handle.name
+        return self.crew.is_done(name) or self.crew.members[name] is not dead
 
     def _why_no_prompts(self) -> str:
         return "no free slot: the trainer is behind" if self._num_wanted() > 0 else "no prompts left to admit"
 
-    def _spare(self, name: str) -> int:
-        """Decode slots that training, whose share is a full table of items, leaves free on this generator."""
-        room = self.admission.capacity * self.config.group_size
-        return max(room // len(self.generators), 1) - self._load[name]
-
     def _responded(self, name: str, finished: Sequence[Any]) -> None:
         """Sort what a generator returned by item, and score each item's part."""
         arrived: dict[int, dict[int, Trajectory | Failure]] = {}
+        member = self.crew.members[name]
         for one in finished:
-            self._load[name] -= 1
+            member.load -= 1
             arrived.setdefault(one.item, {})[one.sample] = one.outcome
-        self._asked[name] = [r for r in self._asked[name] if r.item not in arrived]
+        member.asked = [r for r in member.asked if r.item not in arrived]
         for item, outcomes in arrived.items():
-            if item >= 0:
-                self.active[item].responses |= outcomes
-            self._loops.spawn(self._score(item, outcomes))
+            active = self.active.get(item)
+            if active is not None:
+                active.responses |= outcomes
+            self._loops.spawn(self._score(item, outcomes, active.orders if active is not None else 0))
         self._loops.notify()
 
     # --- score ---------------------------------------------------------------------------------------------------------------
 
-    async def _score(self, item: int, outcomes: dict[int, Trajectory | Failure]) -> None:
+    async def _score(self, item: int, outcomes: dict[int, Trajectory | Failure], orders: int) -> None:
         """Reward the responses of `item` that just arrived; when the last of its group is in, the group is finished."""
         active = self.active.get(item)
-        prompt, orders = (self._evaluator.prompt(item), 0) if active is None else (active.prompt, active.orders)
+        prompt = self._evaluator.prompt(item) if active is None else active.prompt
         good = {sample: t for sample, t in outcomes.items() if not isinstance(t, Failure)}
         rewards: dict[int, RewardResult | Failure] = {s: f for s, f in outcomes.items() if isinstance(f, Failure)}
         if good:
@@ -237,7 +231,10 @@ class Intake:
             try:
                 return await self._tracker.call(handle, "score", requests, what="score", doing=doing)
             except ExecutorDied:
-                await self._loops.until(partial(self._is_replaced, handle), handle, lambda: "died, being started anew")
+                await self._loops.until(partial(self._has_successor, handle), handle, lambda: "died, being started anew")
+
+    def _has_successor(self, rewarder: Handle) -> bool:
+        return self.rewarder is not rewarder
 
     def _group_complete(self, item: int) -> None:
         active, uid = self.active[item], self.admission.items[item].uid
@@ -312,23 +309,50 @@ class Intake:
 
     def owns(self, name: str) -> bool:
         """Whether `name` is an executor of this half."""
-        return name in self.generators or name == self.rewarder.name
+        return name in self.crew.members or name == self.rewarder.name
 
     async def heal(self, name: str) -> None:
-        """Start a dead executor anew; a generator's items wait again. Raises `ExecutorDied` if it died too often."""
+        """Start a dead executor anew; a generator's items wait again. One that was leaving has no successor. Raises
+        `ExecutorDied` if it died too often."""
+        dead = self.crew.members.get(name)
+        if dead is not None and dead.leaving:
+            self._hand_over(dead)
+            return
         handle = await self._healer.respawn(name)
-        if name in self.generators:
-            self.generators[name], self._versions[name] = handle, set()
-            self._evaluator.ask_again(self._asked[name])
-            self._asked[name], self._outbox[name], self._load[name] = [], [], 0
-            for item, active in self.active.items():
-                if active.generator == name and len(active.responses) < self.config.group_size:
-                    if self.admission.items[item].state == State.IN_FLIGHT:
-                        self.admission.requeue(item)
-                    self._order(item)
-        else:
+        if dead is None:
             self.rewarder = handle
+        else:
+            self.crew.members[name] = Member(handle)
+            self._hand_over(dead)
         self._healer.respawned(name, self._newest().version)
+        self._loops.notify()
+
+    def _hand_over(self, dead: Member) -> None:
+        """Let others, or its successor, do what `dead` had to."""
+        self._evaluator.ask_again(dead.asked)
+        dead.asked, dead.outbox, dead.load = [], [], 0
+        for item, active in self.active.items():
+            if active.generator == dead.handle.name and len(active.responses) < self.config.group_size:
+                if self.admission.items[item].state == State.IN_FLIGHT:
+                    self.admission.requeue(item)
+                self._order(item)
+        self._loops.notify()
+
+    def enlist(self, handle: Handle) -> None:
+        """One more generator, which takes its part of the work from now on."""
+        self.crew.members[handle.name] = Member(handle)
+        self._loops.spawn(self.generate(handle.name))
+        self._loops.notify()
+
+    def dismiss(self, name: str) -> None:
+        """Give this generator nothing new, and what it was not sent yet to others. It is one of `crew.done` when it has
+        answered what it has."""
+        member = self.crew.members[name]
+        member.leaving = True
+        waiting, member.outbox = member.outbox, []
+        member.load -= self.config.group_size * len(waiting)
+        for request in waiting:
+            self._order(request.item)
         self._loops.notify()
 
     def restore(self, state: dict[str, Any], held: Iterable[Record], records: Iterable[Record]) -> None:

@@ -4,9 +4,11 @@ Used by the command line; a script may call `launch(config, ...)` itself.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from freerun import stages
 from freerun.actors.generator import GeneratorExecutor
@@ -15,13 +17,24 @@ from freerun.controller import Controller
 from freerun.metrics import Sink
 from freerun.models.base import resolve_dtype
 from freerun.placement.base import ExecutorSpec
+from freerun.placement.guardian import Guardian
 from freerun.recipes.base import RunConfig
 from freerun.rewards.pool import RewarderExecutor
-from freerun.staging import Cores, Outcome, Signals, open_placement, placement_kind, refuse_other_config, transports
+from freerun.staging import (
+    Cores,
+    Outcome,
+    Signals,
+    open_placement,
+    placement_kind,
+    refuse_other_config,
+    subscriber,
+    transports,
+)
 from freerun.store.admission import Admission
 from freerun.store.journal import Journal
 from freerun.trainer.trainer import TrainerConfig, TrainerExecutor, check
 from freerun.weights import shared
+from freerun.weights.channel import Subscriber
 
 __all__ = ["Outcome", "launch", "refuse_other_config"]
 
@@ -36,12 +49,13 @@ async def launch(
     evaluate_only: int = 0,
     checkpoint_at_end: bool = True,
     began: float = 0.0,
+    guardian: Guardian | None = None,
 ) -> Outcome:
     """Run `config` to its end, writing checkpoints below `run_dir`.
 
     With `checkpoint`, go on from it; with `evaluate_only` as well, evaluate that many held-out problems on it and return. With
     `resume` and no checkpoint, begin again at step 0 with the finished groups that the run's journal has.
-    Everything started here has ended when this returns or raises.
+    Everything started here has ended when this returns or raises; if this process is killed, `guardian` sees to it.
     """
     fits_value = config.reference_value is not None
     check(trainer_config(config), config.algorithm, config.control.group_size, config.sampling, fits_value=fits_value)
@@ -49,10 +63,12 @@ async def launch(
     data = stages.Data.of(config, task, begins=checkpoint is None)
     journal = None if evaluate_only or not checkpoint_at_end else Journal(run_dir / JOURNAL)
     kind = placement_kind(config.placement.kind)
-    placement = await open_placement(config.placement, kind, run_dir)
+    placement = await open_placement(config.placement, kind, run_dir, guardian)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)
+    if not evaluate_only:
+        checkpoints.clean(checkpoint)
     try:
-        handles = await placement.spawn(executors(config, kind, run_dir))
+        handles = await placement.spawn(executors(config, kind, run_dir, guardian))
         names = sorted(n for n in handles if n.startswith("generator"))
         controller = Controller(
             config.control,
@@ -70,6 +86,8 @@ async def launch(
             experts=data.experts,
             journal=journal,
             directory=run_dir,
+            another=partial(another, config, kind),
+            exact=kind == "inline" and config.placement.schedule == "serial",
             save=checkpoints.save if checkpoint_at_end and not evaluate_only else None,
             began=began,
         )
@@ -101,36 +119,45 @@ async def launch(
         shared.sweep()
 
 
-def executors(config: RunConfig, kind: str, run_dir: Path) -> Sequence[ExecutorSpec]:
-    """What to spawn: the generators, the rewarder and the trainer, on disjoint cores."""
-    num = config.placement.generators
-    cores = Cores(num + 1, pin=config.placement.pin and kind != "inline")
-    threads = config.placement.threads or (cores.share if kind == "monarch" else len(os.sched_getaffinity(0)))
-    slots = config.generator.slots or (config.control.max_lag + 1) * config.control.groups * config.control.group_size // num
+def executors(config: RunConfig, kind: str, run_dir: Path, guardian: Guardian | None = None) -> Sequence[ExecutorSpec]:
+    """What to spawn: the generators, the rewarder and the trainer, on disjoint cores. `guardian` is told which files they make
+    outside the run directory."""
     kept = str(resolve_dtype(config.generator.dtype, config.generator.device)).removeprefix("torch.")
-    publisher, subscriber = transports(config.weights, kind, kept)
-    replayed = config.algorithm.build().routing == "rollout"
-    generator = replace(config.generator, slots=slots, routing=config.generator.routing or replayed)
-
-    specs = [
-        ExecutorSpec(
-            name=f"generator-{i}" if num > 1 else "generator",
-            factory=GeneratorExecutor,
-            args=(config.model, generator, subscriber),
-            cores=cores.of(i + 1),
-            threads=threads,
-        )
-        for i in range(num)
-    ]
+    publisher, readers = transports(config.weights, kind, kept, guardian)
+    specs = [_generator(config, kind, i, readers) for i in range(config.placement.generators)]
     trainer = ExecutorSpec(
         name="trainer",
         factory=TrainerExecutor,
         args=(config.model, config.algorithm, trainer_config(config), publisher, run_dir),
-        cores=cores.of(0),
-        threads=threads,
+        **_share(config, kind, 0),
     )
     rewarder = ExecutorSpec(name="rewarder", factory=RewarderExecutor, args=(config.task, config.reward), threads=1)
     return [*specs, rewarder, trainer]
+
+
+def another(config: RunConfig, kind: str, index: int) -> ExecutorSpec:
+    """The generator of number `index`, which may be one more than the config has, of a run that goes on."""
+    return _generator(config, kind, index, subscriber(config.weights, kind))
+
+
+def _generator(config: RunConfig, kind: str, index: int, reader: Callable[[], Subscriber]) -> ExecutorSpec:
+    room = (config.control.max_lag + 1) * config.control.groups * config.control.group_size
+    slots = config.generator.slots or room // config.placement.generators
+    replayed = config.algorithm.build().routing == "rollout"
+    generator = replace(config.generator, slots=slots, routing=config.generator.routing or replayed)
+    return ExecutorSpec(
+        name=f"generator-{index}" if index or config.placement.generators > 1 else "generator",
+        factory=GeneratorExecutor,
+        args=(config.model, generator, reader),
+        **_share(config, kind, index + 1),
+    )
+
+
+def _share(config: RunConfig, kind: str, index: int) -> dict[str, Any]:
+    """Cores and threads of the executor that comes at place `index`; the trainer is at 0."""
+    cores = Cores(config.placement.generators + 1, pin=config.placement.pin and kind != "inline")
+    threads = config.placement.threads or (cores.share if kind == "monarch" else len(os.sched_getaffinity(0)))
+    return {"cores": cores.of(index), "threads": threads}
 
 
 def trainer_config(config: RunConfig) -> TrainerConfig:

@@ -15,6 +15,7 @@ from freerun.errors import ConfigError
 from freerun.federation import Rounded
 from freerun.metrics import Sink
 from freerun.placement.base import ExecutorSpec
+from freerun.placement.guardian import Guardian
 from freerun.recipes.control_base import ControlRun, Federation
 from freerun.rundir import PICTURES
 from freerun.staging import Cores, Outcome, Signals, open_placement, placement_kind, transports
@@ -40,11 +41,13 @@ async def launch_control(
     evaluate_only: int = 0,
     checkpoint_at_end: bool = True,
     began: float = 0.0,
+    guardian: Guardian | None = None,
 ) -> Outcome:
     """Run `config` to its end, writing checkpoints and pictures below `run_dir`.
 
     With `checkpoint`, go on from it; with `evaluate_only` as well, play that many episodes with it and return. A `resume`
-    without a checkpoint begins again. Everything started here has ended when this returns or raises.
+    without a checkpoint begins again. Everything started here has ended when this returns or raises; if this process is killed,
+    `guardian` sees to it.
     """
     for name in missing([s.data for s in config.sources if isinstance(s, DatasetConfig) and isinstance(s.data, Grade)]):
         make(name)
@@ -54,11 +57,13 @@ async def launch_control(
     algorithm = config.algorithm.build()
     algorithm.check(spaces)
     kind = placement_kind(config.placement.kind)
-    placement = await open_placement(config.placement, kind, run_dir)
+    placement = await open_placement(config.placement, kind, run_dir, guardian)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)
     saves = checkpoint_at_end and not evaluate_only
+    if not evaluate_only:
+        checkpoints.clean(checkpoint)
     try:
-        handles = await placement.spawn(executors(config, spaces, kind, run_dir))
+        handles = await placement.spawn(executors(config, spaces, kind, run_dir, guardian))
         scores = config.scores or _scores(config)
         capacity = [source.capacity for source in config.sources if isinstance(source, ReplayConfig)]
         program = EnvController(
@@ -100,13 +105,16 @@ def supply_of(config: ControlRun, now: Callable[[], float]) -> Rounded | None:
     return Rounded(federation.scheme, len(federation.clients), now) if federation is not None else None
 
 
-def executors(config: ControlRun, spaces: Spaces, kind: str, run_dir: Path) -> Sequence[ExecutorSpec]:
-    """What to spawn: the actors, the one that judges, and the trainer, on disjoint cores."""
+def executors(
+    config: ControlRun, spaces: Spaces, kind: str, run_dir: Path, guardian: Guardian | None = None
+) -> Sequence[ExecutorSpec]:
+    """What to spawn: the actors, the one that judges, and the trainer, on disjoint cores. `guardian` is told which files they
+    make outside the run directory."""
     if config.federation is not None:
-        return _federated(config, config.federation, spaces, kind, run_dir)
+        return _federated(config, config.federation, spaces, kind, run_dir, guardian)
     cores = Cores(config.actors + 1, pin=config.placement.pin and kind != "inline")
     threads = config.placement.threads or (cores.share if kind == "monarch" else len(os.sched_getaffinity(0)))
-    publisher, subscriber = transports(config.weights, kind, "float32")
+    publisher, subscriber = transports(config.weights, kind, "float32", guardian)
     normalise = config.trainer.observations != "raw"
     collecting = sum(phase.env_steps for phase in config.control.phases) > 0
     actors = [
@@ -137,7 +145,9 @@ def executors(config: ControlRun, spaces: Spaces, kind: str, run_dir: Path) -> S
     return [*actors, judge, trainer]
 
 
-def _federated(config: ControlRun, federation: Federation, spaces: Spaces, kind: str, run_dir: Path) -> Sequence[ExecutorSpec]:
+def _federated(
+    config: ControlRun, federation: Federation, spaces: Spaces, kind: str, run_dir: Path, guardian: Guardian | None
+) -> Sequence[ExecutorSpec]:
     """The executors of a federation. Raises `ConfigError` for what does not go together with one."""
     phases = config.control.phases
     if len(phases) != 1 or not phases[0].env_steps or config.trainer.observations != "raw" or config.control.chunks != 1:
@@ -149,7 +159,7 @@ def _federated(config: ControlRun, federation: Federation, spaces: Spaces, kind:
         )
     num = len(federation.clients)
     cores = Cores(num + 1, pin=config.placement.pin and kind != "inline")
-    publisher, subscriber = transports(config.weights, kind, "float32")
+    publisher, subscriber = transports(config.weights, kind, "float32", guardian)
     trainer = trainer_config(config)
     clients = [
         ExecutorSpec(

@@ -175,6 +175,11 @@ class EvalRecord:
     newest: int
     seconds: float
 
+    @property
+    def key(self) -> tuple[int, str]:
+        """Which one of a run it is: made again after a crash, it is the same."""
+        return self.step, self.split
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
@@ -191,6 +196,16 @@ class TrialRecord:
     seconds: float
     score: float | None = None
     picture: str = ""
+
+    @property
+    def newest(self) -> int:
+        """The version that was judged."""
+        return self.version
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """Which one of a run it is: made again after a crash, it is the same."""
+        return self.step, self.split, self.taken
 
     @property
     def mean(self) -> float:

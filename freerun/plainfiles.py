@@ -23,7 +23,9 @@ def save_values(directory: Path, name: str, values: Mapping[str, Any]) -> None:
 def load_values(directory: Path, name: str) -> dict[str, Any]:
     """Undo `save_values`. Raises `CheckpointError` if a file is missing or is not what was written."""
     try:
-        return _join(json.loads((directory / f"{name}.json").read_text()), load_file(directory / f"{name}.safetensors"))
+        # Copies: what is loaded are views of the file.
+        tensors = {key: tensor.clone() for key, tensor in load_file(directory / f"{name}.safetensors").items()}
+        return _join(json.loads((directory / f"{name}.json").read_text()), tensors)
     except (OSError, ValueError, KeyError) as error:
         raise unusable(directory / f"{name}.json", f"{type(error).__name__}: {error}", "the trainer's state") from error
 

@@ -60,11 +60,17 @@ class Program(ABC):
     async def run(self) -> None:
         """Train to the last step. Raises the first error of any loop; then no task of this program is left."""
         await self._start("publishing the first version")
+        await self._beside_loops(self._whole(), self._beside_run())
+
+    async def _whole(self) -> None:
+        """In one go: between two sets of loops what an executor answers would reach nobody."""
         if self.step == 0:
-            await self._beside_loops(self._judge_fully(None))
-        await self._beside_loops(self._train_and_save())
+            await self._judge_fully(None)
+        await self._train()
+        if self.save is not None:
+            await self.save(self)
         if not self.stopping:
-            await self._beside_loops(self._judge_fully(None))
+            await self._judge_fully(None)
 
     async def evaluate(self, amount: int) -> None:
         """Publish what the trainer holds and judge it on `amount` problems or episodes; trains nothing."""
@@ -75,14 +81,9 @@ class Program(ABC):
         """Publish what the trainer holds."""
         self.ref = await self.tracker.call(self.trainer, "start", what="publish", doing=doing)
 
-    async def _train_and_save(self) -> None:
-        await self._train()
-        if self.save is not None:
-            await self.save(self)
-
-    async def _beside_loops(self, main: Coroutine[Any, Any, None]) -> None:
+    async def _beside_loops(self, main: Coroutine[Any, Any, None], others: Sequence[Coroutine[Any, Any, None]] = ()) -> None:
         try:
-            await self.loops.beside(main, [self._watch(), self._notice_stalls(), *self._workers()])
+            await self.loops.beside(main, [self._watch(), self._notice_stalls(), *others, *self._workers()])
         except (DeadlineExceeded, Stalled) as error:
             await self._report_stall(error)
             raise
@@ -100,15 +101,17 @@ class Program(ABC):
         self.sink.status(self.tracker.snapshot(self.step, self.total_steps, self._counts()))
 
     async def _watch(self) -> None:
-        async for name in self.placement.failures():
+        async for name, how in self.placement.failures():
+            now = self.tracker.now()
+            self.sink.event(Event(executor=name, what="died", start=now, end=now, detail={"how": how}))
             if not self._owns(name):
                 raise ExecutorDied(
                     f"executor '{name}' died",
-                    given=f"step {self.step}, {self._under_way()}",
+                    given=f"{how}; at step {self.step}, with {self._under_way()}",
                     expected="a trainer that lives as long as the run",
-                    todo="read its last lines above, then `freerun resume DIR`",
+                    todo="look for its last lines on stderr, and for the kernel's out-of-memory killer in `dmesg`",
                 )
-            await self._heal(name)
+            self.loops.spawn(self._heal(name))
 
     async def _notice_stalls(self) -> None:
         """A call that hangs has a deadline of its own. What is noticed here is that there is no call, and that nobody makes
@@ -120,7 +123,7 @@ class Program(ABC):
                     "nobody can go on",
                     given="; ".join(self.tracker.waiting()),
                     expected=f"a call within {self._stall_deadline:g} s",
-                    todo="report this with events.jsonl and the stacks in the run directory, then `freerun resume DIR`",
+                    todo="report this with events.jsonl and the stacks in the run directory",
                 )
 
     async def _report_stall(self, error: FreerunError) -> None:
@@ -150,6 +153,10 @@ class Program(ABC):
     def _workers(self) -> list[Coroutine[Any, Any, None]]:
         """The loops that make data."""
 
+    def _beside_run(self) -> list[Coroutine[Any, Any, None]]:
+        """Further loops of a run, which an evaluation alone does not need."""
+        return []
+
     @abstractmethod
     def _counts(self) -> Mapping[str, int]:
         """Items by state."""
@@ -171,6 +178,10 @@ class Program(ABC):
         """Everything of this program that going on needs, into a checkpoint."""
 
     @abstractmethod
+    def is_in(self, checkpoint: Path) -> bool:
+        """Whether a resume from `checkpoint`, which is whole and of this step, would lose nothing that was done since."""
+
+    @abstractmethod
     def saved(self, oldest: Path) -> None:
         """A checkpoint was written; `oldest` is the oldest one to which a resume could fall back."""
 
@@ -183,17 +194,25 @@ class Healer:
         self.deaths: Counter[str] = Counter()
 
     async def respawn(self, name: str) -> Handle:
-        """The successor of executor `name`. Raises `ExecutorDied` if it died too often."""
-        self.deaths[name] += 1
-        self._tell(name, "died", {"deaths": self.deaths[name]})
-        if self.deaths[name] > self._restarts:
-            raise ExecutorDied(
-                f"executor '{name}' died {self.deaths[name]} times",
-                given=f"control.executor_restarts = {self._restarts}",
-                expected="an executor that lives, after at most as many deaths",
-                todo="read its last lines above and mend the cause, then `freerun resume DIR`",
-            )
-        return await self._placement.respawn(name)
+        """The successor of executor `name`, even if that takes several attempts. Each is a death. Raises `ExecutorDied` if it
+        died too often."""
+        while True:
+            self.deaths[name] += 1
+            if self.deaths[name] > self._restarts:
+                raise ExecutorDied(
+                    f"executor '{name}' died {self.deaths[name]} times",
+                    given=f"control.executor_restarts = {self._restarts}",
+                    expected="an executor that lives, after at most as many deaths",
+                    todo="mend what kills it: its last lines are on stderr",
+                )
+            try:
+                return await self._placement.respawn(name)
+            except ExecutorDied as error:
+                self.given_up(name, error)
+
+    def given_up(self, name: str, error: FreerunError) -> None:
+        """Executor `name` counts as dead, because of an error that `failures` does not report."""
+        self._tell(name, "died", {"how": error.given})
 
     def respawned(self, name: str, version: int) -> None:
         """The successor has taken over."""

@@ -1,7 +1,8 @@
 """What a run leaves behind: one directory, written line by line while the run goes on.
 
     config.json        the resolved config (`config.dump`)
-    environment.json   `attempts`: one entry per start or resume with versions, CPU, threads and commit
+    environment.json   `attempts`: one entry per start or resume with versions, CPU, threads and commit; `because` says how the
+                       attempt before it ended, if the run was resumed by itself
     metrics.jsonl      one `StepRecord` a line          evals.jsonl     one `EvalRecord` a line
     events.jsonl       one `Event` a line               samples.jsonl   a bounded, even selection of `SampleRecord`s
     pictures/          of a control run: episodes of its policy, before and after
@@ -11,8 +12,9 @@
 A line is written whole by the call that records it, so a killed process loses nothing and tears at most its last line. Numbers
 that are not finite are the strings "nan", "inf" and "-inf", so every line is JSON.
 
-Resuming at step N keeps the lines up to step N (events and evaluations: those that had ended when step N ended) and removes
-what the lost attempt wrote after it, because the resumed run does that work again. An event "resumed" says how many lines went.
+Resuming at step N keeps the lines up to step N (events: those that had ended when step N ended; evaluations: those of versions
+that are not lost) and removes what the lost attempt wrote after it, because the resumed run does that work again. An event
+"resumed" says how many lines went. An evaluation that is there already is not recorded a second time.
 """
 
 import enum
@@ -22,7 +24,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,6 +39,8 @@ METRICS_LOG, EVENTS_LOG, EVALS_LOG, SAMPLES_LOG = "metrics.jsonl", "events.jsonl
 PICTURES = "pictures"
 """Folder of moving pictures of a policy, one file per full evaluation."""
 LOGS = (METRICS_LOG, EVENTS_LOG, EVALS_LOG, SAMPLES_LOG)
+TORN = tuple(f".{name}.new" for name in (CONFIG, ENVIRONMENT, SUMMARY, *LOGS))
+"""Files whose writing the end of a process may have cut short."""
 
 
 class Log(NamedTuple):
@@ -83,13 +87,13 @@ class RunDirectory:
     """A `Sink` that writes the run directory. Make one with `create` or `resume`; it holds the directory's lock until `close`.
 
     `elapsed` is where the run's clock goes on: 0 for a new run, the end of the resumed step for a resumed one. `evaluations`
-    are all of the run's, those before a resume included.
+    are all of the run's, those before a resume included. `attempt` counts from 1.
     Every method raises `RunDirectoryError` when a write fails (disk full, directory gone). The record stays in memory, is tried
     again by the next write and by `close`, and a partly written line is taken back: the file ends with a whole line.
     """
 
     def __init__(self, path: Path, lock: RunLock, *, max_sample_bytes: int) -> None:
-        self.path, self.elapsed, self.evaluations = path, 0.0, list[Evaluation]()
+        self.path, self.elapsed, self.evaluations, self.attempt = path, 0.0, list[Evaluation](), 1
         self._lock, self._last_step, self._outcome, self._closed = lock, dict[str, Any](), ("unfinished", ""), False
         self._metrics, self._events, self._evals = (_Appender(path / name) for name in (METRICS_LOG, EVENTS_LOG, EVALS_LOG))
         self._samples = _Thinned(path / SAMPLES_LOG, max_bytes=max_sample_bytes)
@@ -104,7 +108,7 @@ class RunDirectory:
         path = Path(path)
         with _writing(path, "be made"):
             path.mkdir(parents=True, exist_ok=True)
-            found = sorted(p.name for p in path.iterdir() if p.name != LOCK)
+            found = sorted(p.name for p in path.iterdir() if p.name not in (LOCK, *TORN))
             given, expected = ", ".join(found[:6]), "a new or empty directory"
             if found and not {CONFIG, ENVIRONMENT} <= set(found):
                 raise RunDirectoryError(
@@ -131,8 +135,9 @@ class RunDirectory:
         return run
 
     @staticmethod
-    def resume(path: Path | str, step: int, *, max_sample_bytes: int = 16 << 20) -> "RunDirectory":
+    def resume(path: Path | str, step: int, *, because: str = "", max_sample_bytes: int = 16 << 20) -> "RunDirectory":
         """Go on with a run whose checkpoint is of `step`: lines of later steps are removed (see the module's docstring).
+        `because` says how the last attempt ended, if that is known.
 
         Raises `RunDirectoryError` if `path` is not a run directory or another process is using it.
         """
@@ -149,31 +154,33 @@ class RunDirectory:
             lock = RunLock(path)
             lock.acquire()
             on_error.callback(lock.release)
-            (path / SUMMARY).unlink(missing_ok=True)
+            for name in (SUMMARY, *TORN):
+                (path / name).unlink(missing_ok=True)
             attempts = _attempts(path)
-            _replace(path / ENVIRONMENT, json.dumps({"attempts": [*attempts, environment()]}, indent=2))
+            attempt = {**environment(), "because": because}
+            _replace(path / ENVIRONMENT, json.dumps({"attempts": [*attempts, attempt]}, indent=2))
             steps = [row for row in read_log(path / METRICS_LOG).rows if row["step"] <= step]
-            elapsed = float(steps[-1]["seconds"]) if steps else 0.0
+            elapsed, version = (float(steps[-1]["seconds"]), steps[-1]["version"]) if steps else (0.0, -1)
             removed = {
                 name: _keep(path / name, rule)
                 for name, rule in (
                     (METRICS_LOG, lambda row: row["step"] <= step),
                     (SAMPLES_LOG, lambda row: row["step"] <= step),
-                    (EVALS_LOG, lambda row: row["seconds"] <= elapsed),
+                    (EVALS_LOG, lambda row: row["step"] <= step and evaluation_of(row).newest <= version),
                     (EVENTS_LOG, lambda row: row["end"] <= elapsed),
                 )
             }
             run = RunDirectory(path, lock, max_sample_bytes=max_sample_bytes)
             on_error.pop_all()
         run.elapsed, run.evaluations = elapsed, [evaluation_of(row) for row in read_log(path / EVALS_LOG).rows]
-        run._last_step = steps[-1] if steps else {}
+        run._last_step, run.attempt = steps[-1] if steps else {}, len(attempts) + 1
         run.event(
             Event(
                 executor="controller",
                 what="resumed",
                 start=elapsed,
                 end=elapsed,
-                detail={"step": step, "attempt": len(attempts) + 1, "removed_lines": removed},
+                detail={"step": step, "attempt": run.attempt, "because": because, "removed_lines": removed},
             )
         )
         return run
@@ -189,6 +196,8 @@ class RunDirectory:
         self._samples.append(jsonable(record))
 
     def evaluation(self, record: Evaluation) -> None:
+        if any(other.key == record.key for other in self.evaluations):
+            return
         self.evaluations.append(record)
         self._evals.append(jsonable(record))
 
@@ -205,10 +214,14 @@ class RunDirectory:
             return
         self._closed = True
         with ExitStack() as stack:
-            stack.callback(self._lock.release)
+            stack.callback(self._unlock)
             stack.callback(self._write_summary)
             for log in (self._samples, self._evals, self._events, self._metrics):
                 stack.callback(log.close)
+
+    def _unlock(self) -> None:
+        with _writing(self.path / LOCK, "be removed"):
+            self._lock.release()
 
     def _write_summary(self) -> None:
         outcome, reason = self._outcome
@@ -218,6 +231,7 @@ class RunDirectory:
         summary = {
             "outcome": outcome,
             "reason": reason,
+            "attempts": self.attempt,
             "step": last.get("step", 0),
             "version": last.get("version", 0),
             "seconds": last.get("seconds", self.elapsed),
@@ -260,7 +274,8 @@ class _Appender:
                 while written < len(self._pending):
                     written += os.write(self._file, self._pending[written:])
             except OSError:
-                os.ftruncate(self._file, self._size)
+                with suppress(OSError):  # a disk that became read-only: readers know that a last line may be torn
+                    os.ftruncate(self._file, self._size)
                 raise
             self._size, self._pending = self._size + written, b""
 
@@ -304,7 +319,7 @@ def _writing(path: Path, what: str, *, waiting: int = 0) -> Iterator[None]:
             f"{path} could not {what}",
             given=f"{error.strerror or error}{kept}",
             expected="room and permission to write",
-            todo="make room, then `freerun resume`" if full else "check the path, its permissions and the disk",
+            todo="make room" if full else "check the path, its permissions and the disk",
         ) from error
 
 
@@ -320,7 +335,7 @@ def _keep(path: Path, rule: Callable[[dict[str, Any]], bool]) -> int:
 
 def _replace(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader, or a full disk, finds the old file or the new one."""
-    attempt = path.with_name(f".{path.name}.new")
+    attempt = path.with_name(f".{path.name}.new")  # see `TORN`
     try:
         attempt.write_text(text, encoding="utf-8")
         os.replace(attempt, path)

@@ -4,7 +4,9 @@ import asyncio
 import importlib
 import importlib.util
 import os
+import secrets
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,12 @@ from freerun import config as configs
 from freerun.errors import CheckpointError, ConfigError
 from freerun.metrics import Evaluation
 from freerun.placement.base import Placement
+from freerun.placement.guardian import Guardian
 from freerun.placement.inline import InlinePlacement
 from freerun.program import Program
 from freerun.recipes.base import PlacementConfig, WeightsConfig
+from freerun.weights import shared
+from freerun.weights.channel import Publisher, Subscriber
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +46,39 @@ def placement_kind(asked: str) -> str:
     return ("monarch" if installed else "inline") if asked == "auto" else asked
 
 
-async def open_placement(config: PlacementConfig, kind: str, run_dir: Path) -> Placement:
-    """The placement that `kind` names, which `placement_kind` gave."""
+async def open_placement(config: PlacementConfig, kind: str, run_dir: Path, guardian: Guardian | None = None) -> Placement:
+    """The placement that `kind` names, which `placement_kind` gave. `guardian` looks after the processes that it starts."""
     record = run_dir / "interleaving.jsonl" if config.record else None
     if kind == "inline":
         replay = Path(config.replay) if config.replay else None
         return InlinePlacement(schedule=config.schedule, record=record, replay=replay)
     from freerun.placement.monarch import MonarchPlacement
 
-    return MonarchPlacement(record=record)
+    return MonarchPlacement(record=record, guardian=guardian)
 
 
-def transports(config: WeightsConfig, kind: str, kept: str) -> tuple[Any, Any]:
-    """Factories of the publisher and of the subscribers for the configured transport; `kept` is the type that readers keep."""
+def transports(
+    config: WeightsConfig, kind: str, kept: str, guardian: Guardian | None = None
+) -> tuple[Callable[[], Publisher], Callable[[], Subscriber]]:
+    """Factories of the publisher and of the subscribers for the configured transport; `kept` is the type that readers keep.
+    `guardian` is told which files the publisher makes."""
+    name, readers = _transport(config, kind), subscriber(config, kind)
+    dtype = kept if config.dtype == "auto" else config.dtype
+    if name != "shared":
+        return importlib.import_module(f"freerun.weights.{name}").publisher(dtype=dtype, checksum=config.verify), readers
+    run = secrets.token_hex(6)
+    if guardian is not None:
+        for pattern in shared.patterns(run):
+            guardian.clean(pattern)
+    return shared.publisher(dtype=dtype, checksum=config.verify, run=run), readers
+
+
+def subscriber(config: WeightsConfig, kind: str) -> Callable[[], Subscriber]:
+    """Factory of a reader's end of the configured transport."""
+    return importlib.import_module(f"freerun.weights.{_transport(config, kind)}").subscriber()
+
+
+def _transport(config: WeightsConfig, kind: str) -> str:
     asked = config.transport
     name = ("inprocess" if kind == "inline" else "shared") if asked == "auto" else asked
     if name == "inprocess" and kind != "inline":
@@ -70,9 +95,7 @@ def transports(config: WeightsConfig, kind: str, kept: str) -> tuple[Any, Any]:
             expected="placement monarch",
             todo="--placement.kind monarch, or --weights.transport auto",
         )
-    module = importlib.import_module(f"freerun.weights.{name}")
-    dtype = kept if config.dtype == "auto" else config.dtype
-    return module.publisher(dtype=dtype, checksum=config.verify), module.subscriber()
+    return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,18 @@ class Tracker:
         self._last_change = clock()
         self._counted: list[Mapping[str, Metric]] = []
 
+    def add(self, handle: Handle) -> None:
+        """One more executor."""
+        name, now = handle.name, self.now()
+        self.status[name] = ExecutorStatus(state="idle", what="not started", since=now)
+        self._open[name], self._busy[name], self._busy_since[name] = 0, 0.0, now
+
+    def remove(self, name: str) -> None:
+        """It is no more."""
+        self._end_idle(name, self.now())
+        for kept in (self.status, self._open, self._busy, self._busy_since):
+            del kept[name]
+
     def now(self) -> float:
         return self._clock() - self._zero
 

@@ -75,6 +75,16 @@ def test_a_directory_of_another_config_is_not_resumed(tmp_path, capsys):
     assert "trainer.lr" in text
 
 
+def test_what_is_for_language_models_is_refused_for_runs_of_environments(tmp_path, capsys):
+    config = configs.dump(recipes.load("cartpole-ppo").recipe())
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": "cartpole-ppo", "overrides": {}, "config": config}))
+    for words in (["scale", str(tmp_path), "--actors", "2"], ["chaos", "cartpole-ppo", "--dir", str(tmp_path / "chaos")]):
+        code, text = told(capsys, *words)
+        assert code == 1
+        assert "language model" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_a_recipe_may_be_a_file_of_the_users_own(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text('"""Mine."""\nfrom freerun.recipes.tiny_addition import recipe\n')

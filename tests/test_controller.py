@@ -166,3 +166,11 @@ def test_idle_executors_say_why():
     _, _, records = run(small())
     reasons = {e.detail.get("why", "") for e in records.events}
     assert any("waiting for groups" in r for r in reasons)
+
+
+def test_an_evaluation_that_is_under_way_when_training_ends_is_finished():
+    config = small(steps=5, eval_every=4, eval_prompts=5, final_eval_prompts=5, max_lag=4)
+    place = InlinePlacement(schedule="virtual", duration=lambda name, method: 10.0 if method == "advance" else 0.1)
+    _, _, records = run(config, placement=place)
+    # The generator is given the questions of step 4 right before step 5, the last, is made.
+    assert [(e.split, e.step) for e in records.evaluations] == [("heldout", 0), ("heldout-quick", 4), ("heldout", 5)]

@@ -134,6 +134,34 @@ def test_an_executor_that_dies_too_often_ends_the_run_by_name():
         run(config, generator=(Mortal, Generator, "generator", range(1, 100), []))
 
 
+class Stillborn(Generator):
+    """Fails in its call number 2, and then cannot be started for `lives` times."""
+
+    def __init__(self, lives, calls) -> None:
+        super().__init__()
+        self._calls = calls
+        calls.append("born")
+        if 1 < calls.count("born") <= 1 + lives:
+            raise SystemExit(9)
+
+    def advance(self, requests, ref, steps):
+        self._calls.append("called")
+        if self._calls.count("called") == 2:
+            raise SystemExit(9)
+        return super().advance(requests, ref, steps)
+
+
+def test_an_executor_that_dies_while_it_is_started_anew_is_started_once_more():
+    calls = []
+    controller, history = run(small(), generator=(Stillborn, 2, calls))
+    assert len(trained(history)) == len(set(trained(history))) == 36
+    assert calls.count("born") == 4
+    died = [event.detail["how"] for event in controller.sink.events if event.what == "died"]
+    assert len(died) == 3 and all("exit status 9" in how for how in died)
+    with pytest.raises(ExecutorDied, match="'generator' died 4 times"):
+        run(small(), generator=(Stillborn, 3, []))
+
+
 def test_evaluations_survive_the_death_of_a_generator():
     controller, _ = run(small(), generator=(Mortal, Generator, "generator", {1}, []))
     assert next((e.split, e.step, e.count) for e in controller.sink.evaluations) == ("heldout", 0, 5)

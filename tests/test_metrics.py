@@ -15,7 +15,7 @@ import pytest
 
 from freerun.environment import environment
 from freerun.errors import ConfigError, RunDirectoryError
-from freerun.metrics import METRICS, EvalRecord, Event, Fanout, SampleRecord, Status, StepRecord, describe, plain
+from freerun.metrics import METRICS, EvalRecord, Event, Fanout, SampleRecord, Status, StepRecord, TrialRecord, describe, plain
 from freerun.rundir import RunDirectory, jsonable, read_log
 from freerun.runlock import LOCK, process_start
 from freerun.types import Histogram, Max, Mean, Sum
@@ -289,6 +289,20 @@ def test_resuming_removes_the_lines_after_the_resumed_step_and_goes_on_with_its_
     summary = json.loads((run.path / "summary.json").read_text())
     assert summary["heldout"]["heldout"]["first"]["accuracy"] == 0.1
     assert len(json.loads((run.path / "environment.json").read_text())["attempts"]) == 2
+
+
+def test_trials_of_one_step_are_told_apart_by_what_was_taken_and_a_resume_keeps_those_of_its_versions(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", {})
+    run.step(a_step(1))
+    for step, taken, version in ((0, 0, 0), (0, 8, 0), (0, 8, 0), (1, 8, 1), (2, 16, 2)):
+        run.evaluation(
+            TrialRecord(step=step, split="heldout", returns=(1.0,), length=1.0, version=version, taken=taken, seconds=99.0)
+        )
+    run.close()
+    again = RunDirectory.resume(run.path, 1)
+    again.close()
+    assert [(e.step, e.taken) for e in run.evaluations] == [(0, 0), (0, 8), (1, 8), (2, 16)]
+    assert [(e.step, e.taken) for e in again.evaluations] == [(0, 0), (0, 8), (1, 8)]
 
 
 def test_resuming_a_run_that_was_killed_in_the_middle_of_a_line_removes_the_torn_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from freerun.algorithms.language import aipo, decoupled_ppo, grpo, minirl, reinf
 from freerun.checkpoint import Checkpoints, damage_of
 from freerun.encoding import decode_group, encode_group
 from freerun.errors import CheckpointError, ConfigError
-from freerun.launch import executors, launch, refuse_other_config
+from freerun.launch import another, executors, launch, refuse_other_config
 from freerun.metrics import Fanout
 from freerun.models import tiny_lm, tiny_moe
 from freerun.recipes.base import PlacementConfig, RunConfig, WarmStartConfig
@@ -137,6 +137,16 @@ def test_generators_record_routing_only_where_the_algorithm_replays_theirs(tmp_p
         assert generator.args[1].routing == (routing == "rollout")
 
 
+def test_generators_that_a_run_is_given_later_are_like_its_own_and_numbered_on(tmp_path):
+    for number in (1, 2):
+        config = small(placement=PlacementConfig(kind="inline", generators=number))
+        own = [spec for spec in executors(config, "inline", tmp_path) if spec.name.startswith("generator")]
+        more = [another(config, "inline", i) for i in range(number + 1)]
+        assert [spec.name for spec in more[:number]] == [spec.name for spec in own]
+        assert more[number].name == f"generator-{number}"
+        assert more[number].args[:2] == own[0].args[:2]
+
+
 def test_a_serial_run_repeats_bit_for_bit(tmp_path):
     first, again = (run(small(), tmp_path / name)[1] for name in "ab")
     assert learning(first) == learning(again)
@@ -155,8 +165,9 @@ def test_a_recorded_asynchronous_run_replays_bit_for_bit(tmp_path):
     assert all(torch.equal(left[k], right[k]) for k in left)
 
 
-def test_a_resumed_synchronous_run_equals_the_unbroken_one(tmp_path):
-    whole = small(control={"max_lag": 0, "window": 1, "steps": 6, "checkpoint_every": 3})
+@pytest.mark.parametrize("max_lag", [0, 2])
+def test_a_resumed_serial_run_equals_the_unbroken_one(max_lag, tmp_path):
+    whole = small(control={"max_lag": max_lag, "window": 1, "steps": 6, "checkpoint_every": 3})
     _, unbroken = run(whole, tmp_path / "whole")
     # The same run, thrown back to its third step as a crash would.
     run(whole, tmp_path / "broken")

@@ -7,7 +7,7 @@ or async; at most one *sync* call runs at a time, async calls may overlap. Every
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,20 +43,31 @@ class Handle(Protocol):
         ...
 
 
+class Death(NamedTuple):
+    """That the executor `name` died, and how: "process 4711 ended, killed by SIGKILL"."""
+
+    name: str
+    how: str
+
+
 class Placement(Protocol):
     """Spawns executors and notices their deaths."""
 
     async def spawn(self, specs: Sequence[ExecutorSpec]) -> Mapping[str, Handle]:
-        """Start all of `specs`; returns handles by name once every constructor has returned. If one raises, all are stopped and
-        its error is raised here."""
+        """Start all of `specs`, beside those that run already; returns handles by name once every constructor has returned. If
+        one raises, all of `specs` are stopped and its error is raised here."""
         ...
 
     async def respawn(self, name: str) -> Handle:
         """Start the executor `name`, which died, anew as it was first specified. Its old handle stays dead."""
         ...
 
-    def failures(self) -> AsyncIterator[str]:
-        """Yield the name of each executor that died, within seconds of its death, each once."""
+    async def retire(self, name: str) -> None:
+        """End the executor `name`, dead or alive, and forget it: its name may be given again."""
+        ...
+
+    def failures(self) -> AsyncIterator[Death]:
+        """Yield the death of each executor that died, within seconds, each once."""
         ...
 
     async def stop(self, deadline: float = 10.0) -> None:

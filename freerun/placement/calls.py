@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from freerun.errors import ConfigError, DeadlineExceeded, ExecutorDied, ExecutorFailed, FreerunError
-from freerun.placement.base import ExecutorSpec
+from freerun.placement.base import Death, ExecutorSpec
 from freerun.placement.interleaving import Completion, Ending, Recorder
 
 
@@ -92,12 +92,12 @@ def failed(name: str, method: str, error: BaseException) -> ExecutorFailed:
 
 
 def died(name: str, what: str, how: str) -> ExecutorDied:
-    """The error for a call on an executor that is gone."""
+    """The error for an executor that is gone, and for a call on it; `what` says what it was at."""
     return ExecutorDied(
         f"executor '{name}' died",
         given=f"{how}; it was asked to: {what}",
         expected="an executor that lives until it is stopped",
-        todo="look for its last lines on stderr and for the kernel's out-of-memory killer (`dmesg`), then resume the run",
+        todo="look for its last lines on stderr, and for the kernel's out-of-memory killer in `dmesg`",
     )
 
 
@@ -135,9 +135,11 @@ class Waits:
 
 @dataclass(slots=True)
 class Life:
-    """One executor from its start to its death: `died` resolves to how. Made inside the controller's event loop."""
+    """One executor from its start to its death: `died` resolves to how. Made inside the controller's event loop. While it is
+    not `settled`, whoever starts it learns of its death, and nobody else."""
 
     name: str
+    settled: bool = True
     died: "asyncio.Future[str]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -150,7 +152,7 @@ class Desk:
     def __init__(self, recorder: Recorder | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._recorder = recorder
         self._numbers: Counter[tuple[str, str]] = Counter()
-        self._deaths: asyncio.Queue[str] = asyncio.Queue()
+        self._deaths: asyncio.Queue[Death] = asyncio.Queue()
         self.waits = Waits(clock)
 
     async def call(
@@ -208,19 +210,20 @@ class Desk:
                 return Ending.RAISED, error
 
     def bury(self, life: Life, how: str) -> None:
-        """Count the executor as dead: its open calls fail and `failures` reports it, once."""
+        """Count the executor as dead: its open calls fail and, if it had settled, `failures` reports it, once."""
         if not life.died.done():
             life.died.set_result(how)
-            self.report(life.name)
+            if life.settled:
+                self.report(Death(life.name, how))
 
-    def report(self, name: str) -> None:
-        """Have `failures` yield `name`."""
-        self._deaths.put_nowait(name)
+    def report(self, death: Death) -> None:
+        """Have `failures` yield `death`."""
+        self._deaths.put_nowait(death)
 
-    async def failures(self) -> AsyncIterator[str]:
-        """The names of executors that died, each death once."""
+    async def failures(self) -> AsyncIterator[Death]:
+        """Every death, once."""
         while True:
-            name = await self._deaths.get()
+            death = await self._deaths.get()
             if self._recorder is not None:
-                await self._recorder.turn(Completion(name, "", 0, Ending.DEATH))
-            yield name
+                await self._recorder.turn(Completion(death.name, "", 0, Ending.DEATH))
+            yield death

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from freerun.errors import ConfigError
-from freerun.placement.base import ExecutorSpec
+from freerun.placement.base import Death, ExecutorSpec
 from freerun.placement.calls import END, Desk, Exited, Life, check, died, is_sync, run
 from freerun.placement.interleaving import Completion, Recorder, read
 from freerun.placement.schedules import Call, Replay, Schedule, Serial, Threads, Virtual
@@ -86,7 +86,7 @@ class InlinePlacement:
 
     def _make_schedule(self, name: str, duration: Callable[[str, str], float] | None, replay: Path | None) -> Schedule:
         if replay is not None:
-            return Replay(read(replay), lambda dead: self._desk.report(dead))
+            return Replay(read(replay), lambda dead: self._desk.report(Death(dead, "as recorded")))
         if duration is not None:
             return Virtual(duration)
         return Threads() if name == "threads" else Serial()
@@ -99,11 +99,15 @@ class InlinePlacement:
         torch.set_num_threads(max([spec.threads for spec in [*self._specs.values(), *specs]]))
         for spec in specs:
             self._specs[spec.name] = spec
-            try:
+        try:
+            for spec in specs:
                 await self.respawn(spec.name)
-            except Exception:
+        except Exception:
+            for spec in specs:
+                await self.retire(spec.name)
+            if not self._specs:
                 await self.stop()
-                raise
+            raise
         return {spec.name: InlineHandle(self, self._lives[spec.name]) for spec in specs}
 
     async def respawn(self, name: str) -> InlineHandle:
@@ -121,7 +125,19 @@ class InlinePlacement:
         self._lives[name] = Life(name)
         return InlineHandle(self, self._lives[name])
 
-    def failures(self) -> AsyncIterator[str]:
+    async def retire(self, name: str) -> None:
+        """See `base.Placement.retire`."""
+        self._specs.pop(name)
+        life, executor = self._lives.pop(name, None), self._executors.pop(name, None)
+        try:
+            if life is not None and not life.died.done() and callable(getattr(executor, "close", None)):
+                await self._schedule.visit(name, run(name, "close", executor.close))
+        finally:
+            if life is not None and not life.died.done():
+                life.died.set_result("retired")
+            self._schedule.forget(name)
+
+    def failures(self) -> AsyncIterator[Death]:
         return self._desk.failures()
 
     async def dump_stacks(self, directory: Path) -> list[Path]:
@@ -169,7 +185,7 @@ class InlinePlacement:
 
     async def call(self, life: Life, method: str, label: str, work: Callable[[Any], Any], deadline: float, what: str) -> Any:
         """Run `work(executor)`, which calls `method`; `label` names it in the record."""
-        name, executor = life.name, self._executors[life.name]
+        name, executor = life.name, self._executors.get(life.name)
 
         def start(completion: Completion) -> Any:
             call = Call(

@@ -33,7 +33,7 @@ from monarch.actor import (
 
 from freerun.errors import FreerunError
 from freerun.placement import resident, wire
-from freerun.placement.base import ExecutorSpec
+from freerun.placement.base import Death, ExecutorSpec
 from freerun.placement.calls import END, Desk, Exited, Life, check
 from freerun.placement.guardian import Guardian
 from freerun.placement.interleaving import Recorder
@@ -41,6 +41,8 @@ from freerun.placement.processes import Process, end
 
 log = logging.getLogger(__name__)
 
+RETIREMENT = 10.0
+"""Seconds for an executor that is not needed any more to close and end, before it is killed."""
 STACKS = 0.5
 """Seconds in which every process has written its stacks."""
 
@@ -118,19 +120,18 @@ class MonarchPlacement:
     """See `base.Placement`. Processes on this host.
 
     `record` writes the order of completions to a file that `InlinePlacement` can replay. `start_deadline` is how many seconds
-    the start of a process and each constructor may take.
+    the start of a process and each constructor may take. `guardian` is told of every process; by default one is made.
     """
 
-    def __init__(self, *, record: Path | None = None, start_deadline: float = 600.0) -> None:
+    def __init__(self, *, record: Path | None = None, start_deadline: float = 600.0, guardian: Guardian | None = None) -> None:
         self._recorder = Recorder(record) if record is not None else None
         self._desk = Desk(self._recorder)
         self._start_deadline = start_deadline
         self._specs: dict[str, ExecutorSpec] = {}
         self._places: dict[str, _Place] = {}
-        self._meshes: list[ProcMesh] = []
+        self._starting: list[ProcMesh] = []
         self._streams = itertools.count()
-        self._stopping = False
-        self._guardian: Guardian | None = None
+        self._guardian, self._shared_guardian = guardian, guardian is not None
 
     async def spawn(self, specs: Sequence[ExecutorSpec]) -> Mapping[str, MonarchHandle]:
         """See `base.Placement.spawn`. Processes start side by side."""
@@ -142,29 +143,59 @@ class MonarchPlacement:
         started = {}
         for handle in handles:
             if isinstance(handle, BaseException):
-                await self.stop()
+                await self._retire([spec.name for spec in specs], RETIREMENT)
+                if not self._specs:
+                    await self.stop()
                 raise handle
             started[handle.name] = handle
         return started
 
     async def respawn(self, name: str) -> MonarchHandle:
         """Start the executor `name` anew in a new process, as it was first specified; what is left of the old one is killed."""
-        await self._end([self._places[name].process], patience=0.0)
+        if name in self._places:
+            place = self._places.pop(name)
+            place.life.settled = False  # whoever replaces it while it lives knows that it ends
+            await self._end([place.process], patience=0.0)
         return await self._start(self._specs[name])
 
+    async def retire(self, name: str) -> None:
+        """See `base.Placement.retire`."""
+        for ending in await self._retire([name], RETIREMENT):
+            if isinstance(ending, FreerunError):
+                raise ending
+
+    async def _retire(self, names: Sequence[str], deadline: float) -> list[Any]:
+        """End these executors and forget them; what their `close` returned or raised."""
+        places = [self._places.pop(name) for name in names if name in self._places]
+        for name in names:
+            self._specs.pop(name, None)
+        for place in places:
+            place.life.settled = False  # its end is no death
+        living = [place for place in places if not place.process.ended.is_set()]
+        closing = [asyncio.wait_for(place.ask("close"), deadline / 2) for place in living]
+        endings = await asyncio.gather(*closing, return_exceptions=True)
+        stopping = [asyncio.wait_for(place.mesh.stop().as_asyncio(), deadline / 4) for place in living]
+        for ending in await asyncio.gather(*stopping, return_exceptions=True):
+            if isinstance(ending, BaseException):
+                log.debug("monarch could not stop a process by itself: %s", ending)
+        await self._end([place.process for place in places], patience=deadline / 10)
+        return endings
+
     async def _start(self, spec: ExecutorSpec) -> MonarchHandle:
-        life = Life(spec.name)
+        life = Life(spec.name, settled=False)
         command = default_bootstrap_cmd().with_env(resident.environment(spec.threads))
         mesh = this_host().spawn_procs(name="executor", bootstrap_command=command)
-        self._meshes.append(mesh)
+        self._starting.append(mesh)
         home = mesh.spawn("home", Home, spec.name, tuple(spec.cores))
-        pid, stacks = await self._wait(life, "start its process", home.settled.call_one().as_asyncio)
-        process = Process(pid, lambda how: None if self._stopping else self._desk.bury(life, how))
+        pid, stacks = await self._wait(life, "start its process", lambda: asyncio.ensure_future(_settled(home)))
+        process = Process(pid, lambda how: self._desk.bury(life, how))
         if self._guardian is not None:
             self._guardian.watch_over(pid)
         place = self._places[spec.name] = _Place(life, mesh, home, process, stacks)
+        self._starting.remove(mesh)
         message = wire.dumps((spec.factory, spec.args, dict(spec.kwargs)))
         await self._wait(life, "construct", lambda: asyncio.ensure_future(place.ask("start", message)))
+        life.settled = True
         return MonarchHandle(spec.name, self, place)
 
     async def _wait(self, life: Life, what: str, start: Callable[[], "asyncio.Future[Any]"]) -> Any:
@@ -182,7 +213,7 @@ class MonarchPlacement:
         """A number that no other stream has."""
         return next(self._streams)
 
-    def failures(self) -> AsyncIterator[str]:
+    def failures(self) -> AsyncIterator[Death]:
         return self._desk.failures()
 
     async def dump_stacks(self, directory: Path) -> list[Path]:
@@ -211,19 +242,12 @@ class MonarchPlacement:
 
         If closing raises, everything else is still ended, and then it is raised here.
         """
-        self._stopping = True
-        places = list(self._places.values())
-        living = [place for place in places if not place.process.ended.is_set()]
-        closing = [asyncio.wait_for(place.ask("close"), deadline / 2) for place in living]
-        endings = await asyncio.gather(*closing, return_exceptions=True)
-        stopping = [asyncio.wait_for(mesh.stop().as_asyncio(), deadline / 4) for mesh in self._meshes]
-        for ending in await asyncio.gather(*stopping, return_exceptions=True):
-            if isinstance(ending, BaseException):
-                log.debug("monarch could not stop a process by itself: %s", ending)
-        await self._end([place.process for place in places], patience=deadline / 10)
-        self._places.clear()
-        self._meshes.clear()
-        if self._guardian is not None:
+        endings = await self._retire(list(self._specs), deadline)
+        starting, self._starting = self._starting, []
+        await asyncio.gather(
+            *(asyncio.wait_for(mesh.stop().as_asyncio(), deadline / 4) for mesh in starting), return_exceptions=True
+        )
+        if self._guardian is not None and not self._shared_guardian:
             self._guardian.close()
             self._guardian = None
         if self._recorder is not None:
@@ -237,6 +261,14 @@ class MonarchPlacement:
         for process in processes:
             if self._guardian is not None:
                 self._guardian.release(process.pid)
+
+
+async def _settled(home: Any) -> tuple[int, int]:
+    """`Home.settled`. Raises `Exited` if its process ended before it could answer."""
+    try:
+        return await home.settled.call_one()
+    except (ActorError, SupervisionError) as error:
+        raise Exited(f"unknown: {error}") from error
 
 
 @functools.cache

@@ -32,7 +32,8 @@ class PlacementConfig:
     """`monarch`: each executor in a process of its own; `inline`: all in this process; `auto`: monarch where it is
     installed."""
     schedule: Literal["threads", "serial"] = "threads"
-    """Inline only: `threads` overlaps executors, `serial` runs one call at a time in a deterministic order."""
+    """Inline only: `threads` overlaps executors, `serial` runs one call at a time in a deterministic order. After a crash a
+    serial run makes again what was finished since its checkpoint, and so comes out bit for bit as if it had not crashed."""
     record: bool = False
     """Write the order in which calls complete to `interleaving.jsonl` in the run directory."""
     replay: str = ""

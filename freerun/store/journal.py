@@ -6,6 +6,7 @@ appended before the store learns of it, so what the store holds is always in the
 torn tail, which opening cuts off, saying so; damage anywhere else is an error.
 """
 
+import contextlib
 import json
 import os
 import struct
@@ -44,6 +45,7 @@ class Journal:
     def __init__(self, path: Path, *, fsync_every: int = 1) -> None:
         self.path, self.fsync_every, self.cut = path, fsync_every, ""
         self._unsynced = 0
+        self._fresh().unlink(missing_ok=True)
         if not path.exists() or path.stat().st_size < len(MAGIC):
             path.write_bytes(MAGIC)
             _flush_directory(path.parent)
@@ -69,22 +71,29 @@ class Journal:
     def records(self) -> Iterator[Record]:
         """Every record, oldest first. Of an item that has several, the last one counts."""
         for body, _ in _frames(self.path):
-            yield _record(body)
+            yield parsed(body)
 
     def compact(self, keep: Callable[[int], bool]) -> None:
         """Leave only the records of items for which `keep` is true, in one atomic step. An item may go when it has ended in the
         *oldest* checkpoint to which a resume could fall back: `keep = recovery.needed_by(its admission state)`."""
-        fresh = self.path.with_name(self.path.name + ".compacting")
-        fresh.unlink(missing_ok=True)
-        other = Journal(fresh, fsync_every=0)
-        for record in self.records():
-            if keep(record.item):
-                other._append(record)
-        other.flush()
-        fresh.replace(self.path)
-        _flush_directory(self.path.parent)
+        fresh = self._fresh()
+        try:
+            fresh.unlink(missing_ok=True)
+            other = Journal(fresh, fsync_every=0)
+            for record in self.records():
+                if keep(record.item):
+                    other._append(record)
+            other.flush()
+            fresh.replace(self.path)
+            _flush_directory(self.path.parent)
+        except OSError as error:
+            raise _unwritable("the journal could not be shortened", self.path, error) from error
         self._file.close()
         self._file, self._end = other._file, other._end
+
+    def _fresh(self) -> Path:
+        """Where compaction writes."""
+        return self.path.with_name(self.path.name + ".compacting")
 
     def flush(self) -> None:
         """Return when everything appended is on the disk."""
@@ -96,9 +105,7 @@ class Journal:
 
     def _append(self, record: Record) -> None:
         head = {"item": record.item, "uid": record.uid, "oldest": record.oldest, "reason": record.reason}
-        body = json.dumps(head).encode() + b"\n" + record.payload
-        frame = struct.pack("<II", len(body), zlib.crc32(body))
-        data = frame + struct.pack("<I", zlib.crc32(frame)) + body
+        data = _framed(json.dumps(head).encode() + b"\n" + record.payload)
         try:
             written = self._file.write(data)
             if written != len(data):
@@ -107,23 +114,68 @@ class Journal:
             if self.fsync_every and self._unsynced >= self.fsync_every:
                 self.flush()
         except OSError as error:
-            self._file.truncate(self._end)
-            self._file.seek(self._end)
-            raise CheckpointError(
-                f"item {record.item} could not be written to the journal",
-                given=f"{self.path}: {error}",
-                expected="room and permission to write",
-                todo="make room, then `freerun resume`",
-            ) from error
+            with contextlib.suppress(OSError):  # a disk that became read-only: the next opening cuts the torn record off
+                self._file.truncate(self._end)
+                self._file.seek(self._end)
+            raise _unwritable(f"item {record.item} could not be written to the journal", self.path, error) from error
         self._end += len(data)
+
+
+def mend(path: Path) -> str:
+    """Make a journal that is damaged one again, of all records that are whole. The damaged file stays beside it, with
+    `.damaged` added to its name. Returns what was wrong; empty if nothing was, or if there is no journal."""
+    if not path.exists() or path.stat().st_size < len(MAGIC):
+        return ""
+    try:
+        for _ in _frames(path):
+            pass
+        return ""
+    except CheckpointError as error:
+        damage = error.given
+    bodies = list(salvaged(path.read_bytes()))
+    fresh, aside = (path.with_name(path.name + suffix) for suffix in (".mending", ".damaged"))
+    try:
+        with fresh.open("wb") as file:
+            file.write(MAGIC + b"".join(map(_framed, bodies)))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.unlink(missing_ok=True)
+        aside.hardlink_to(path)
+        fresh.replace(path)
+        _flush_directory(path.parent)
+    except OSError as error:
+        raise _unwritable("the journal is damaged and could not be mended", path, error) from error
+    return f"{damage}; {len(bodies)} records are whole and were kept, what was in others is made again; see {aside.name}"
+
+
+def salvaged(data: bytes) -> Iterator[bytes]:
+    """The bodies of all whole frames in a damaged journal. Damage inside a body costs that record; damage inside a header costs
+    the search for the next frame, too."""
+    end = 0
+    while end + _FRAME.size <= len(data):
+        length, body_crc, header_crc = _FRAME.unpack_from(data, end)
+        start = end + _FRAME.size
+        if zlib.crc32(data[end : end + 8]) != header_crc or start + length > len(data):
+            end += 1
+            continue
+        body = data[start : start + length]
+        if zlib.crc32(body) == body_crc:
+            yield body
+        end = start + length
+
+
+def _framed(body: bytes) -> bytes:
+    frame = struct.pack("<II", len(body), zlib.crc32(body))
+    return frame + struct.pack("<I", zlib.crc32(frame)) + body
 
 
 def read(path: Path) -> list[Record]:
     """Records of a journal that nobody writes to, oldest first. Raises `CheckpointError` if it is damaged before its end."""
-    return [_record(body) for body, _ in _frames(path)]
+    return [parsed(body) for body, _ in _frames(path)]
 
 
-def _record(body: bytes) -> Record:
+def parsed(body: bytes) -> Record:
+    """The record in a frame's body."""
     head, _, payload = body.partition(b"\n")
     return Record(**json.loads(head), payload=payload)
 
@@ -152,12 +204,16 @@ def _frames(path: Path) -> Iterator[tuple[bytes, int]]:
             yield body, end
 
 
+def _unwritable(what: str, path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(what, given=f"{path}: {error}", expected="room and permission to write", todo="make room")
+
+
 def _damage(path: Path, offset: int, what: str) -> CheckpointError:
     return CheckpointError(
         "the journal is damaged",
         given=f"{path}, byte {offset}: {what}",
         expected="a journal, whole but for its end",
-        todo="restore the file, or remove it: what was finished since the checkpoint is then generated again",
+        todo="`freerun resume`, which keeps the records that are whole and makes the others again",
     )
 
 

@@ -15,11 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.adamw import adamw
 
-<<<<<<< HEAD
-from freerun.algorithms.control_base import ControlAlgorithm, Loss, Natural, Review, State, Target, Term
-=======
 from freerun.algorithms.control_base import ControlAlgorithm, Lookahead, Loss, Natural, Review, State, Target, Term
->>>>>>> hybrid
 from freerun.models import control as models
 from freerun.store.phases import Phase
 from freerun.trainer.control_config import ControlTrainerConfig

@@ -49,8 +49,8 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, names: Mapping[
         name, _, key = flat_name.rpartition("/")
         if name not in names:
             raise unusable(path, f"state of '{name}'", "state of the parameters that this config trains")
-        # Fused kernels want the step count beside the parameter, as a tensor.
-        optimizer.state[names[name]][key] = tensor.to(names[name].device)
+        # A copy: what was loaded is a view of the file. Fused kernels want the step count beside the parameter, as a tensor.
+        optimizer.state[names[name]][key] = tensor.to(names[name].device, copy=True)
 
 
 def save_batch(directory: Path, groups: Sequence[Group], about: Mapping[str, Any]) -> None:

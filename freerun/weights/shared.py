@@ -54,13 +54,20 @@ def directory() -> Path:
     return memory if memory.is_dir() else Path(tempfile.gettempdir())
 
 
+def patterns(run: str) -> list[str]:
+    """What the paths of all files of `run` look like, those included that are about to get their name."""
+    return [str(directory() / f"{hidden}{PREFIX}{run}-*") for hidden in ("", ".")]
+
+
 def sweep(run: str = "") -> list[str]:
     """Remove the files of dead publishers of `run`, or of all runs; the names of those removed.
 
-    Safe at any time: files of living publishers are locked, and the files of other users cannot be opened.
+    Safe at any time: files of living publishers are locked, and the files of other users cannot be opened. One that is about to
+    be locked for the first time has a hidden name with the number of its owner.
     """
     removed = []
-    for path in sorted(directory().glob(f"{PREFIX}{run}*")):
+    unborn = [path for path in directory().glob(f".{PREFIX}{run}*") if not _runs(path)]
+    for path in sorted([*unborn, *directory().glob(f"{PREFIX}{run}*")]):
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
@@ -74,6 +81,17 @@ def sweep(run: str = "") -> list[str]:
         finally:
             os.close(descriptor)
     return removed
+
+
+def _runs(path: Path) -> bool:
+    """Whether the process that made the file `path` is there."""
+    try:
+        os.kill(int(path.name.split("-")[2]), 0)
+    except (ProcessLookupError, ValueError, IndexError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @dataclass(slots=True)

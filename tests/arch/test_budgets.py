@@ -13,6 +13,7 @@ CLOSURE_LINES = {"algorithms/language/": 800, "algorithms/control": 1300}
 both contracts, and to what language has no use for: spaces, networks, distributions over actions, values."""
 
 BY_NAME = {
+    "chaos/traps.py": "functions that are to fail are replaced by name, in the processes of a run that is hurt on purpose",
     "placement/calls.py": "executors' methods are called by name; that is what Placement promises",
     "placement/inline.py": "the same",
     "placement/monarch.py": "the same",

@@ -16,11 +16,11 @@ LAYERS = {
     **dict.fromkeys(["algorithms", "store", "weights", "models", "rewards", "datasets", "plainfiles"], 2),
     **dict.fromkeys(["actors", "trainer", "placement"], 3),
     **dict.fromkeys(["controller", "schedule", "tracker", "checkpoint", "evaluate", "metrics"], 4),
-    **dict.fromkeys(["program", "loops", "intake", "replay", "encoding"], 4),
+    **dict.fromkeys(["program", "loops", "intake", "crew", "elastic", "replay", "encoding"], 4),
     **dict.fromkeys(["env_schedule", "env_controller", "collection", "federation"], 4),
     **dict.fromkeys(["rundir", "environment", "runlock"], 4),
-    **dict.fromkeys(["cli", "launch", "launch_control", "clients", "dataset_cli", "staging", "stages", "discovery"], 5),
-    **dict.fromkeys(["tasks", "recipes", "claims", "plan", "watch"], 5),
+    **dict.fromkeys(["cli", "attempt", "launch", "launch_control", "clients", "dataset_cli", "staging", "stages"], 5),
+    **dict.fromkeys(["discovery", "supervise", "chaos", "tasks", "recipes", "claims", "plan", "watch"], 5),
 }
 
 PROTOCOLS = {"freerun.placement.base", "freerun.weights.channel", "freerun.actors.engine"}
@@ -43,7 +43,17 @@ HOMES = {
     "minari": ["datasets/minari.py"],
     "scipy": ["models/neighbours.py"],
     "tyro": ["cli.py", "claims/*.py", "plan/*.py"],
-    "rich": ["cli.py", "dataset_cli.py", "claims/show.py", "claims/staleness.py", "watch/terminal.py", "watch/screen.py"],
+    "rich": [
+        "cli.py",
+        "attempt.py",
+        "dataset_cli.py",
+        "chaos/show.py",
+        "chaos/command.py",
+        "claims/show.py",
+        "claims/staleness.py",
+        "watch/terminal.py",
+        "watch/screen.py",
+    ],
     "tensorboard": ["watch/tensorboard.py"],
     "torch.utils.tensorboard": ["watch/tensorboard.py"],
     "wandb": ["watch/wandb.py"],

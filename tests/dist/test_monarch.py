@@ -225,7 +225,8 @@ def test_a_killed_executor_is_noticed_named_and_can_be_respawned():
         os.kill(placement.pids()["a"], signal.SIGKILL)
         with pytest.raises(ExecutorDied, match=r"(?s)'a' died.*process \d+ ended.*sleep"):
             await call
-        assert await anext(placement.failures()) == "a"
+        name, how = await anext(placement.failures())
+        assert name == "a" and "ended" in how
         assert time.monotonic() - killed < 8.0  # at once on a free machine; Monarch alone takes ten
         assert await b.call("add", 1, deadline=20) == 1
         again = await placement.respawn("a")
@@ -234,6 +235,22 @@ def test_a_killed_executor_is_noticed_named_and_can_be_respawned():
         assert await again.call("add", 4, deadline=20) == 4
 
     run(body, "a", "b")
+
+
+def test_an_executor_that_hangs_can_be_replaced_and_that_is_reported_to_nobody():
+    async def body(placement, a):
+        with pytest.raises(DeadlineExceeded):
+            await a.call("sleep", 60.0, deadline=0.2)
+        pid = placement.pids()["a"]
+        again = await placement.respawn("a")
+        assert await gone(pid)
+        with pytest.raises(ExecutorDied):
+            await a.call("add", 1, deadline=30)
+        assert await again.call("add", 4, deadline=20) == 4
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(placement.failures()), 0.3)
+
+    run(body, "a")
 
 
 def test_a_frozen_executor_counts_as_dead_and_is_killed(monkeypatch):
@@ -296,6 +313,27 @@ def test_a_constructor_that_raises_ends_the_other_processes():
         return placement.pids()
 
     assert asyncio.run(main()) == {}
+
+
+def test_executors_come_and_go_beside_those_that_run_and_a_name_may_be_given_again(tmp_path):
+    async def body(placement, a):
+        for turn in range(2):
+            (b,) = (await placement.spawn([ExecutorSpec(name="b", factory=Worker)])).values()
+            await b.call("close_into", tmp_path / f"closed-{turn}", deadline=20)
+            pid = placement.pids()["b"]
+            await placement.retire("b")
+            assert await gone(pid)
+            assert (tmp_path / f"closed-{turn}").read_text() == "closed"
+            with pytest.raises(ExecutorDied):
+                await b.call("add", 1, deadline=20)
+        with pytest.raises(ExecutorFailed, match="negative state"):
+            await placement.spawn([ExecutorSpec(name="b", factory=Worker, args=(-1,))])
+        assert await a.call("add", 5, deadline=20) == 5
+        assert list(placement.pids()) == ["a"]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(placement.failures()), 0.3)  # those ends were no deaths
+
+    run(body, "a")
 
 
 def test_cores_that_do_not_exist_are_refused_before_anything_starts():

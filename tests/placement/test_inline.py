@@ -91,12 +91,29 @@ def test_an_executor_that_exits_is_dead_and_reported_once(placement):
         with pytest.raises(ExecutorDied):
             await a.call("add", 1, deadline=20)
         failures = placement.failures()
-        assert await anext(failures) == "a"
+        assert await anext(failures) == ("a", "exit status 3")
         assert await b.call("add", 1, deadline=20) == 1
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(failures), 0.01)
 
     run(placement, body, "a", "b")
+
+
+def test_executors_come_and_go_beside_those_that_run_and_a_name_may_be_given_again(placement):
+    async def body(a):
+        for _ in range(2):
+            (b,) = (await placement.spawn([ExecutorSpec(name="b", factory=Worker, kwargs={"state": 2})])).values()
+            assert await b.call("add", 1, deadline=20) == 7
+            await placement.retire("b")
+            with pytest.raises(ExecutorDied, match="retired"):
+                await b.call("add", 1, deadline=20)
+        with pytest.raises(ExecutorFailed):
+            await placement.spawn([ExecutorSpec(name="b", factory=Worker, kwargs={"nonsense": 1})])
+        assert await a.call("add", 5, deadline=20) == 5
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(placement.failures()), 0.01)
+
+    run(placement, body, "a")
 
 
 def test_a_respawned_executor_starts_from_its_specification(placement):

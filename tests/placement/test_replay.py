@@ -106,8 +106,8 @@ def test_deaths_and_missed_deadlines_are_replayed_as_recorded(tmp_path):
         events = []
 
         async def watch():
-            async for name in placement.failures():
-                events.append(("dead", name))
+            async for death in placement.failures():
+                events.append(("dead", death.name))
 
         async def attempt(handle, method, *args, deadline=20.0):
             try:

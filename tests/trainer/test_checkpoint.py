@@ -120,3 +120,20 @@ def test_a_checkpoint_of_another_model_is_refused(make_trainer, llama, group, tm
         make_trainer(model=llama(hidden_size=64)).load(tmp_path)
     with pytest.raises(CheckpointError, match="cannot load policy"):
         make_trainer(lora=LoraConfig(rank=2)).load(tmp_path)
+
+
+def test_what_happens_to_a_checkpoint_after_it_was_loaded_does_not_reach_the_trainer(make_trainer, reinforce, group, tmp_path):
+    algorithm = reinforce(Reduction.TOKEN_MEAN, STATEFUL)
+    unbroken = make_trainer(algorithm)
+    unbroken.start()
+    train(unbroken, group, range(2))
+    unbroken.save(tmp_path)
+    resumed = make_trainer(algorithm)
+    resumed.load(tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        with path.open("r+b") as file:  # in place, as a bad disk would
+            file.write(bytes(path.stat().st_size))
+    resumed.start()
+    expected, report = (train(trainer, group, range(2, 3)) for trainer in (unbroken, resumed))
+    torch.testing.assert_close(published(report), published(expected), rtol=0, atol=0)
+    assert resumed._state == unbroken._state

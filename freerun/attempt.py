@@ -1,0 +1,98 @@
+"""One attempt at a run, from its directory to its end: records, live view, guardian, and how it ended."""
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from freerun import config as configs
+from freerun.errors import ConfigError, DataError, FreerunError
+from freerun.metrics import Fanout, Sink
+from freerun.recipes.base import RunConfig
+from freerun.recipes.control_base import ControlRun
+from freerun.rundir import RunDirectory
+
+EXIT_INTERRUPTED = 130
+
+
+def train(
+    config: RunConfig | ControlRun,
+    recipe: str,
+    files: RunDirectory,
+    checkpoint: Path | None,
+    *,
+    plain: bool,
+    supervised: bool,
+    resume: bool = False,
+) -> int:
+    """Begin or go on, and leave records, summary and report whatever happens. Returns the exit status; raises what ended the
+    run, with the command to go on with, unless it is `supervised` by somebody who does."""
+    from freerun.placement.guardian import Guardian
+    from freerun.watch.report import write_report
+    from freerun.watch.terminal import Terminal
+
+    directory = files.path
+    console = Console(force_terminal=False if plain else None)
+    go_on = f"go on with: freerun resume {directory}"
+    last_words = f"error: the controller (process {os.getpid()}) was killed or crashed; {go_on}"
+    with Guardian("" if supervised else last_words) as guardian:
+        sinks = Fanout([files])
+        try:
+            view = Terminal(
+                recipe,
+                run_dir=directory,
+                report=directory / "report.html",
+                began=files.elapsed,
+                earlier=files.evaluations,
+                console=console,
+            )
+            sinks = Fanout([files, *_optional_sinks(config, directory), view])
+            job = launcher(config)(
+                config,
+                directory,
+                sinks,
+                checkpoint=checkpoint,
+                resume=resume,
+                began=files.elapsed,
+                guardian=guardian,
+            )
+            outcome = asyncio.run(job)
+            files.finish("finished" if outcome.finished else "interrupted")
+        except BaseException as error:
+            files.finish("failed", f"{type(error).__name__}: {error}")
+            if isinstance(error, FreerunError) and not isinstance(error, ConfigError | DataError) and not supervised:
+                error.todo += f"; then {go_on}"
+            raise
+        finally:
+            sinks.close()
+            write_report(directory)
+    if not outcome.finished:
+        console.print(f"stopped at step {outcome.step} of {outcome.total_steps}; {go_on}", markup=False)
+    return 0 if outcome.finished else EXIT_INTERRUPTED
+
+
+def launcher(config: RunConfig | ControlRun) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """What runs this kind of config; loaded when it is needed."""
+    if isinstance(config, ControlRun):
+        from freerun.launch_control import launch_control
+
+        return launch_control
+    from freerun.launch import launch
+
+    return launch
+
+
+def _optional_sinks(config: RunConfig | ControlRun, directory: Path) -> list[Sink]:
+    sinks: list[Sink] = []
+    if config.records.tensorboard:
+        from freerun.watch.tensorboard import TensorBoardSink
+
+        sinks.append(TensorBoardSink(directory / "tensorboard"))
+    if config.records.wandb:
+        from freerun.watch.wandb import WandbSink
+
+        sinks.append(WandbSink(config.records.wandb, directory, configs.dump(config)))
+    return sinks
