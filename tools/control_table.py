@@ -71,6 +71,8 @@ def curves(data: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    if not DATA.exists():
+        return 0  # there is no page before there are numbers
     wanted = page(json.loads(DATA.read_text(encoding="utf-8")))
     if parser.parse_args().check:
         if PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted:
