@@ -116,7 +116,8 @@ class EnvController(Program):
 
     @property
     def total_steps(self) -> int:
-        return sum(work.steps for work in self.works)
+        # Of a run that is over, what it made; before, what it may make at most.
+        return self.step if self.phase == len(self.works) else sum(work.steps for work in self.works)
 
     @property
     def done(self) -> float:

@@ -55,7 +55,7 @@ class Config:
 
     def build(self) -> ControlAlgorithm:
         body = Body(hidden=self.hidden, activation="tanh", init="orthogonal", encoder="auto")
-        imitation = partial(imitation_loss, config=self)
+        policy, imitation = partial(policy_loss, config=self), partial(imitation_loss, config=self)
         between = Stage(terms=("imitation",), epochs=self.times, minibatches=1)
         return ControlAlgorithm(
             name="ppo_imitation",
@@ -64,8 +64,8 @@ class Config:
                 "value": Ensemble(reads=("obs",), body=body),
             },
             terms=(
-                Term(name="policy", loss=partial(policy_loss, config=self), trains=("actor",), lr=self.lr),
-                Term(name="value", loss=value_loss, trains=("value",), lr=self.lr),
+                Term(name="policy", loss=policy, trains=("actor",), lr=self.lr, source="rollout"),
+                Term(name="value", loss=value_loss, trains=("value",), lr=self.lr, source="rollout"),
                 Term(name="imitation", loss=imitation, trains=("actor",), lr=self.lr, source=self.source),
             ),
             act=act_by_sampling("actor"),
