@@ -70,8 +70,8 @@ class Config:
     """Added to the Hessian of the KL."""
     draws: int = 10
     """Actions drawn for an expectation, where they are continuous; discrete ones are summed over."""
-    actor_hidden: tuple[int, ...] = (16, 16)
-    """Hidden layers of the policy."""
+    actor_hidden: tuple[int, ...] = (64, 64)
+    """Hidden layers of the policy; the authors' are 16 wide, of one for each step."""
     hidden: tuple[int, ...] = (64, 64)
     """Hidden layers of the critic."""
 
