@@ -97,9 +97,18 @@ def recipe(folder: Path, *, lag: int, steps: int, delay: tiny_job.Delay, seed: i
             final_eval_prompts=0,
             sample_every=tiny_job.PROMPTS_PER_STEP,
         ),
-        generator=GeneratorConfig(max_context=32),
-        reward=RewardConfig(concurrency=512, delay_median=delay.median, delay_sigma=delay.sigma or 1.0, delay_seed=seed),
-        trainer=TrainerConfig(lr=tiny_job.LEARNING_RATE, betas=(0.9, 0.999), packing="rows", micro_tokens=4096),
+        generator=GeneratorConfig(max_context=32, dtype="float32"),
+        reward=RewardConfig(
+            # A reward that is at hand at once needs no thread; TRL calls it in its own.
+            threads=delay.median > 0,
+            concurrency=512,
+            delay_median=delay.median,
+            delay_sigma=delay.sigma or 1.0,
+            delay_seed=seed,
+        ),
+        trainer=TrainerConfig(
+            lr=tiny_job.LEARNING_RATE, betas=(0.9, 0.999), packing="rows", micro_tokens=4096, dtype="float32"
+        ),
         placement=PlacementConfig(kind="inline", schedule="threads", threads=1),
         seed=seed,
     )

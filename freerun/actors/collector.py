@@ -48,8 +48,8 @@ class TrialReport:
 
 
 class Collector:
-    """Owns environments and the networks that act. Until the first reference arrives it holds the initial weights, which the
-    seed fixes, as version 0. Episodes to judge the policy are played in environments of their own.
+    """Owns environments and the networks that act, `policy`. Until the first reference arrives it holds the initial weights,
+    which the seed fixes, as version 0. Episodes to judge the policy are played in environments of their own.
 
     What it does follows from the arguments of its calls alone, as long as environments follow from seed and actions.
     """
@@ -76,8 +76,8 @@ class Collector:
         self._algorithm.check(spaces)
         self.spaces = spaces
         acting = {name: self._algorithm.networks[name] for name in self._algorithm.acts_with}
-        self._networks = {n: m.eval() for n, m in models.build(acting, spaces, seed=seed, normalise=normalise).items()}
-        self._weights = {f"{n}.{key}": t for n, m in self._networks.items() for key, t in m.state_dict().items()}
+        self.policy = {n: m.eval() for n, m in models.build(acting, spaces, seed=seed, normalise=normalise).items()}
+        self._weights = {f"{n}.{key}": t for n, m in self.policy.items() for key, t in m.state_dict().items()}
         self._noise = torch.Generator().manual_seed(seed_from(seed, index, "noise"))
         self.version = 0
 
@@ -141,7 +141,7 @@ class Collector:
         spaces = self._fleet.spaces
         if mode == "random":
             return self._at_random(len(obs_K))
-        return self._algorithm.act(self._networks, torch.from_numpy(obs_K), Ask(mode, taken, spaces), self._noise)
+        return self._algorithm.act(self.policy, torch.from_numpy(obs_K), Ask(mode, taken, spaces), self._noise)
 
     def _at_random(self, num: int) -> Mapping[str, Tensor]:
         spaces = self._fleet.spaces

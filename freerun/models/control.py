@@ -132,13 +132,15 @@ class Layers(nn.Module):
         for i, layer in enumerate(linear):
             last = i == len(linear) - 1
             _initialise(layer.weight, layer.bias, body.init, gain if last else GAINS[body.activation], generator)
+        # The same parameters: for small networks looking a module up and calling it costs as much as its arithmetic.
+        self._parts = [(layer.weight, layer.bias) for layer in linear]
 
     def forward(self, x_BI: Tensor) -> Tensor:
-        last = len(self.linear) - 1
-        for i in range(last):
-            x_BI = self.linear[i](x_BI)
+        *hidden, (last_OI, last_O) = self._parts
+        for i, (weight_OI, bias_O) in enumerate(hidden):
+            x_BI = F.linear(x_BI, weight_OI, bias_O)
             x_BI = self._activation(x_BI if self.norms is None else self.norms[i](x_BI))
-        return self.linear[last](x_BI)
+        return F.linear(x_BI, last_OI, last_O)
 
 
 class StackedLayers(nn.Module):
@@ -159,19 +161,22 @@ class StackedLayers(nn.Module):
             last = i == len(pairs) - 1
             for weight_IO, bias_1O in zip(weight_MIO.data, bias_M1O.data, strict=True):
                 _initialise(weight_IO.T, bias_1O[0], body.init, gain if last else GAINS[body.activation], generator)
+        self._parts = list(zip(self.weights, self.biases, strict=True))
+        self._norms = list(zip(self.norm_weights, self.norm_biases, strict=True))
 
     def forward(self, x_BI: Tensor) -> Tensor:
         x = x_BI.expand(self._members, *x_BI.shape) if x_BI.dim() == 2 else x_BI
-        last = len(self.weights) - 1
-        for i in range(last):
-            x = torch.baddbmm(self.biases[i], x, self.weights[i])
-            if len(self.norm_weights):
-                x = torch.addcmul(self.norm_biases[i], F.layer_norm(x, x.shape[-1:]), self.norm_weights[i])
+        *hidden, (last_MIO, last_M1O) = self._parts
+        for i, (weight_MIO, bias_M1O) in enumerate(hidden):
+            x = torch.baddbmm(bias_M1O, x, weight_MIO)
+            if self._norms:
+                scale_M1O, shift_M1O = self._norms[i]
+                x = torch.addcmul(shift_M1O, F.layer_norm(x, x.shape[-1:]), scale_M1O)
             x = self._activation(x)
-        if self.weights[last].shape[-1] == 1:
+        if last_MIO.shape[-1] == 1:
             # One output is an inner product; as a matrix product it is several times slower to differentiate.
-            return (x * self.weights[last].transpose(1, 2)).sum(-1, keepdim=True) + self.biases[last]
-        return torch.baddbmm(self.biases[last], x, self.weights[last])
+            return (x * last_MIO.transpose(1, 2)).sum(-1, keepdim=True) + last_M1O
+        return torch.baddbmm(last_M1O, x, last_MIO)
 
 
 def _initialise(weight_OI: Tensor, bias_O: Tensor | None, how: str, gain: float, generator: Generator) -> None:

@@ -71,6 +71,8 @@ class WarmStartConfig:
     """Demonstrations per step."""
     lr: float = 1e-3
     """Learning rate of this stage."""
+    warmup_steps: int = 0
+    """Steps over which it rises to that."""
     hold: float = 0.0
     """Share of the steps that keep it; over the others it falls linearly to 0."""
 
@@ -85,8 +87,9 @@ class WarmStartConfig:
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""
+        risen = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         left = 1 - step / self.steps
-        return self.lr * min(1.0, left / (1 - self.hold)) if self.hold < 1 else self.lr
+        return self.lr * risen * (min(1.0, left / (1 - self.hold)) if self.hold < 1 else 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

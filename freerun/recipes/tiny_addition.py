@@ -1,8 +1,8 @@
-"""A one-million-parameter transformer, from random weights: supervised warm start on sums, then asynchronous RL, in a minute or
-two.
+"""A transformer of half a million parameters, from random weights: supervised warm start on sums until it knows some of them,
+then asynchronous RL, in about a minute.
 
-Nothing is downloaded. Meant for trying a change at once: every part of the engine runs. The warm start learns; the RL stage
-does not yet improve on it (docs/results.md).
+Nothing is downloaded. Meant for trying a change at once: every part of the engine runs, and every method has a recipe that
+differs from this one in what is its own.
 """
 
 from freerun.actors.generator import GeneratorConfig
@@ -17,24 +17,24 @@ from freerun.types import Sampling
 
 def recipe() -> RunConfig:
     return RunConfig(
-        model=tiny_lm.Config(layers=3, width=128, heads=4, kv_heads=2, context=32, alphabet="0123456789+=-"),
+        model=tiny_lm.Config(layers=2, width=128, heads=8, kv_heads=8, context=32, alphabet="0123456789+=-"),
         task=addition.Config(digits=2),
         algorithm=aipo.Config(),
         sampling=Sampling(temperature=1.0, max_tokens=6),
-        warm_start=WarmStartConfig(algorithm=sft.Config(), steps=250, batch=128, lr=2e-3),
+        warm_start=WarmStartConfig(algorithm=sft.Config(), steps=160, batch=128, lr=5e-3, warmup_steps=20, hold=0.5),
         control=ControllerConfig(
-            steps=60,
-            groups=16,
+            steps=100,
+            groups=32,
             group_size=8,
             max_lag=1,
             window=4,
-            stream=16,
+            stream=32,
             decode_steps=8,
             eval_every=20,
             eval_prompts=256,
             final_eval_prompts=512,
             sample_every=8,
         ),
-        generator=GeneratorConfig(max_context=32),
-        trainer=TrainerConfig(lr=1e-4, packing="rows", micro_tokens=4096),
+        generator=GeneratorConfig(max_context=32, dtype="float32"),
+        trainer=TrainerConfig(lr=1.5e-4, warmup_steps=10, packing="rows", micro_tokens=4096, dtype="float32"),
     )

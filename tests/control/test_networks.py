@@ -1,5 +1,6 @@
 """Networks from their descriptions: members of an ensemble are networks of their own, seeds fix weights, inputs are scaled."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -40,6 +41,21 @@ def test_members_computed_together_are_each_a_plain_network(outputs, layer_norm)
                 layer.weight.copy_(both.layers.weights[i][member].T)
                 layer.bias.copy_(both.layers.biases[i][member, 0])
         assert torch.allclose(single(obs, action).reshape(5, -1), together[member], atol=1e-6)
+
+
+@pytest.mark.parametrize("network", [Ensemble(members=2, body=SMALL), Ensemble(body=SMALL)], ids=["two", "one"])
+def test_a_copy_computes_with_weights_of_its_own_and_takes_those_that_are_loaded(network) -> None:
+    first = one(network)
+    target, other = copy.deepcopy(first), one(network, seed=1)
+    obs, action = inputs(5, 3), inputs(5, 2)
+    before = first(obs, action)
+    with torch.no_grad():
+        torch._foreach_add_(list(target.parameters()), 1.0)
+    assert torch.equal(first(obs, action), before)
+    assert not torch.equal(target(obs, action), before)
+    target.load_state_dict(other.state_dict())
+    assert torch.equal(target(obs, action), other(obs, action))
+    assert torch.equal(target.to("cpu", torch.float64).float()(obs, action), other(obs, action))
 
 
 def test_a_gradient_through_one_member_leaves_the_others_alone() -> None:
