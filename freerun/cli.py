@@ -13,7 +13,6 @@ freerun chaos RECIPE [--minutes M --seed S]    kill, freeze, delay and corrupt r
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -34,7 +33,6 @@ from freerun.errors import (
     DeadlineExceeded,
     ExecutorDied,
     FreerunError,
-    RunDirectoryError,
     Stalled,
 )
 from freerun.metrics import Fanout, Sink
@@ -181,10 +179,10 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from freerun.launch import refuse_other_config
+    from freerun.launch import refuse_other_config, stored_config
 
     _nothing_left(rest)
-    config, stored = _stored(arguments.dir)
+    config, stored = stored_config(arguments.dir)
     refuse_other_config(stored["config"], config)
     if arguments.restarts:
         return _supervised(["resume", str(arguments.dir)], arguments.dir, arguments)
@@ -208,8 +206,10 @@ def _supervised(words: list[str], directory: Path, arguments: argparse.Namespace
 
 
 def _scale(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from freerun.launch import stored_config
+
     _nothing_left(rest)
-    config, _ = _stored(arguments.dir)
+    config, _ = stored_config(arguments.dir)
     if arguments.actors < 1:
         raise ConfigError(
             "a run needs a generator", given=f"--actors {arguments.actors}", expected="at least 1", todo="ask for more"
@@ -233,20 +233,6 @@ def _newest(directory: Path) -> Path:
     for reason in passed:
         Console(stderr=True).print(f"passed over a damaged checkpoint: {reason}", markup=False)
     return checkpoint
-
-
-def _stored(directory: Path) -> tuple:
-    """The config of an existing run directory, rebuilt from its recipe and overrides, and the stored record."""
-    path = directory / "config.json"
-    if not path.is_file():
-        raise RunDirectoryError(
-            "not a run directory",
-            given=directory,
-            expected="a directory with config.json, made by `freerun run`",
-            todo="check the path",
-        )
-    stored = json.loads(path.read_text())
-    return configs.override(recipes.load(stored["recipe"]).recipe(), stored["overrides"]), stored
 
 
 def _train(
@@ -305,10 +291,10 @@ def _train(
 
 
 def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from freerun.launch import launch
+    from freerun.launch import launch, stored_config
 
     _nothing_left(rest)
-    config, _ = _stored(arguments.dir)
+    config, _ = stored_config(arguments.dir)
     work = launch(config, arguments.dir, Fanout([]), checkpoint=_newest(arguments.dir), evaluate_only=arguments.problems)
     result = asyncio.run(work).evaluations[-1]
     Console().print(f"held-out accuracy {result.accuracy:.1%} on {result.count} problems (policy version {result.newest})")

@@ -55,7 +55,7 @@ def read_log(path: Path) -> Log:
     for line in path.read_bytes().splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             damaged += 1
             continue
         if isinstance(row, dict):
@@ -147,6 +147,10 @@ class RunDirectory:
                 expected="a directory made by `freerun run`",
                 todo="check the path",
             )
+
+        def upto(row: dict[str, Any]) -> bool:
+            return row["step"] <= step and isinstance(row["version"], int) and math.isfinite(row["seconds"])
+
         with _writing(path, "be resumed"), ExitStack() as on_error:
             lock = RunLock(path)
             lock.acquire()
@@ -156,14 +160,14 @@ class RunDirectory:
             attempts = _attempts(path)
             attempt = {**environment(), "because": because}
             _replace(path / ENVIRONMENT, json.dumps({"attempts": [*attempts, attempt]}, indent=2))
-            steps = [row for row in read_log(path / METRICS_LOG).rows if row["step"] <= step]
+            steps = [row for row in read_log(path / METRICS_LOG).rows if _accepted(row, upto)]
             elapsed, version = (float(steps[-1]["seconds"]), steps[-1]["version"]) if steps else (0.0, -1)
             removed = {
                 name: _keep(path / name, rule)
                 for name, rule in (
-                    (METRICS_LOG, lambda row: row["step"] <= step),
-                    (SAMPLES_LOG, lambda row: row["step"] <= step),
-                    (EVALS_LOG, lambda row: row["step"] <= step and row["newest"] <= version),
+                    (METRICS_LOG, upto),
+                    (SAMPLES_LOG, lambda row: row["step"] <= step and row["index"] >= 0),
+                    (EVALS_LOG, lambda row: row["step"] <= step and EvalRecord(**row).newest <= version),
                     (EVENTS_LOG, lambda row: row["end"] <= elapsed),
                 )
             }
@@ -282,7 +286,7 @@ class _Thinned:
     row goes, so what is left spreads evenly over the run. A row carries its place in the count as `index`."""
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:
-        indices = [row["index"] for row in read_log(path).rows]
+        indices = [row["index"] for row in read_log(path).rows if isinstance(row.get("index"), int)]
         self.seen = indices[-1] + 1 if indices else 0
         self.stride = min((b - a for a, b in itertools.pairwise(indices)), default=1)
         self._max_bytes, self._log = max_bytes, _Appender(path)
@@ -296,7 +300,7 @@ class _Thinned:
 
     def _thin(self, stride: int) -> None:
         with _writing(self._log.path, "be thinned"):
-            _keep(self._log.path, lambda row: row["index"] % stride == 0)
+            _keep(self._log.path, lambda row: row["index"] % stride == 0)  # a row without a number goes
         self._log.close()
         self._log, self.stride = _Appender(self._log.path), stride
 
@@ -325,9 +329,17 @@ def _keep(path: Path, rule: Callable[[dict[str, Any]], bool]) -> int:
     if not path.exists():
         return 0
     rows, damaged = read_log(path)
-    kept = [row for row in rows if rule(row)]
+    kept = [row for row in rows if _accepted(row, rule)]
     _replace(path, "".join(json.dumps(row) + "\n" for row in kept))
     return len(rows) - len(kept) + damaged
+
+
+def _accepted(row: dict[str, Any], rule: Callable[[dict[str, Any]], bool]) -> bool:
+    """A row without the fields that the rule asks for is damaged, and goes."""
+    try:
+        return bool(rule(row))
+    except (KeyError, TypeError):
+        return False
 
 
 def _replace(path: Path, text: str) -> None:

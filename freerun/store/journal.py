@@ -175,9 +175,21 @@ def read(path: Path) -> list[Record]:
 
 
 def parsed(body: bytes) -> Record:
-    """The record in a frame's body."""
+    """The record in a frame's body. Raises `CheckpointError` for one that is whole and yet no record."""
     head, _, payload = body.partition(b"\n")
-    return Record(**json.loads(head), payload=payload)
+    try:
+        fields = json.loads(head)
+        types = {name: type(fields[name]) for name in ("item", "uid", "oldest", "reason")}
+        if types != {"item": int, "uid": str, "oldest": int, "reason": str}:
+            raise TypeError(f"fields of types {types}")
+        return Record(**fields, payload=payload)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "the journal has a record that cannot be read",
+            given=f"{type(error).__name__}: {error}",
+            expected="what a run of this version wrote",
+            todo="resume with the version of the run, or remove the journal: what was finished is then made again",
+        ) from error
 
 
 def _frames(path: Path) -> Iterator[tuple[bytes, int]]:
