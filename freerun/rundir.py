@@ -4,12 +4,14 @@
     environment.json   `attempts`: one entry per start or resume with versions, CPU, threads and commit; `because` says how the
                        attempt before it ended, if the run was resumed by itself
     metrics.jsonl      one `StepRecord` a line          evals.jsonl     one `EvalRecord` a line
-    events.jsonl       one `Event` a line               samples.jsonl   a bounded, even selection of `SampleRecord`s
+    events.jsonl       `Event`s, bounded: see below     samples.jsonl   a bounded, even selection of `SampleRecord`s
     summary.json       how it ended; absent while the run goes on and after a kill
     run.lock           who is writing; absent when nobody is
 
 A line is written whole by the call that records it, so a killed process loses nothing and tears at most its last line. Numbers
 that are not finite are the strings "nan", "inf" and "-inf", so every line is JSON.
+
+Of the events, the older half of those that have a length goes when the file would pass `MAX_EVENT_BYTES`; moments stay.
 
 Resuming at step N keeps the lines up to step N (events: those that had ended when step N ended; evaluations: those of versions
 that are not lost) and removes what the lost attempt wrote after it, because the resumed run does that work again. An event
@@ -36,6 +38,8 @@ from freerun.runlock import LOCK, RunLock
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 METRICS_LOG, EVENTS_LOG, EVALS_LOG, SAMPLES_LOG = "metrics.jsonl", "events.jsonl", "evals.jsonl", "samples.jsonl"
 LOGS = (METRICS_LOG, EVENTS_LOG, EVALS_LOG, SAMPLES_LOG)
+MAX_EVENT_BYTES = 64 << 20
+"""Some hundred thousand spans."""
 TORN = tuple(f".{name}.new" for name in (CONFIG, ENVIRONMENT, SUMMARY, *LOGS))
 """Files whose writing the end of a process may have cut short."""
 
@@ -92,7 +96,8 @@ class RunDirectory:
     def __init__(self, path: Path, lock: RunLock, *, max_sample_bytes: int) -> None:
         self.path, self.elapsed, self.evaluations, self.attempt = path, 0.0, list[EvalRecord](), 1
         self._lock, self._last_step, self._outcome, self._closed = lock, dict[str, Any](), ("unfinished", ""), False
-        self._metrics, self._events, self._evals = (_Appender(path / name) for name in (METRICS_LOG, EVENTS_LOG, EVALS_LOG))
+        self._metrics, self._evals = _Appender(path / METRICS_LOG), _Appender(path / EVALS_LOG)
+        self._events = _Recent(path / EVENTS_LOG, max_bytes=MAX_EVENT_BYTES)
         self._samples = _Thinned(path / SAMPLES_LOG, max_bytes=max_sample_bytes)
 
     @staticmethod
@@ -281,6 +286,30 @@ class _Appender:
             self._size, self._pending = self._size + written, b""
 
 
+class _Recent:
+    """An appender of events that forgets the older half of the spans when the file would exceed `max_bytes`."""
+
+    def __init__(self, path: Path, *, max_bytes: int) -> None:
+        self._max_bytes, self._limit, self._log = max_bytes, max_bytes, _Appender(path)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self._log.append(row)
+        if self._log.size > self._limit:
+            self._forget()
+
+    def _forget(self) -> None:
+        path = self._log.path
+        number, seen = sum(_accepted(row, _is_span) for row in read_log(path).rows), itertools.count()
+        with _writing(path, "be shortened"):
+            _keep(path, lambda row: not _is_span(row) or next(seen) >= number // 2)
+        self._log.close()
+        self._log = _Appender(path)
+        self._limit = max(self._max_bytes, self._log.size + self._max_bytes // 4)  # moments alone may be as much
+
+    def close(self) -> None:
+        self._log.close()
+
+
 class _Thinned:
     """An appender that keeps every `stride`-th row. When the file would exceed `max_bytes` the stride doubles and every second
     row goes, so what is left spreads evenly over the run. A row carries its place in the count as `index`."""
@@ -332,6 +361,10 @@ def _keep(path: Path, rule: Callable[[dict[str, Any]], bool]) -> int:
     kept = [row for row in rows if _accepted(row, rule)]
     _replace(path, "".join(json.dumps(row) + "\n" for row in kept))
     return len(rows) - len(kept) + damaged
+
+
+def _is_span(row: Mapping[str, Any]) -> bool:
+    return row["end"] > row["start"]
 
 
 def _accepted(row: dict[str, Any], rule: Callable[[dict[str, Any]], bool]) -> bool:
