@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ JOURNAL, GROUPS, REPLAY = "journal", "groups.journal", "replay.journal"
 
 
 MANIFEST = "manifest.json"
+FLUSHES = 8
+"""Files that are flushed to disk at the same time."""
 
 
 class Checkpoints:
@@ -158,18 +161,30 @@ def write_groups(path: Path, groups: Mapping[int, Group | Example]) -> None:
 def restore_controller(controller: "Controller", checkpoint: Path | None) -> None:
     """Put a fresh controller where the saved one was, and where its journal says that it came after that: finished groups are
     in the store again, unfinished items are ordered again. Without a checkpoint it begins at step 0 with what the journal
-    has; an exact one without that."""
+    has; an exact one without that. Raises `CheckpointError` for a checkpoint that is whole and yet none of this run."""
     finished = None if controller.exact else controller.intake.journal
     records = list(finished.records()) if finished is not None else []
     if checkpoint is None:
         controller.intake.restore(controller.intake.admission.state(), (), records)
         return
-    state = json.loads((checkpoint / "controller.json").read_text())
+    try:
+        _restore(controller, checkpoint, json.loads((checkpoint / "controller.json").read_text()), records)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the controller's state in {checkpoint.name} does not fit this run",
+            given=f"{type(error).__name__}: {error}",
+            expected="what a run of this version and config wrote",
+            todo="resume with the version of the run",
+        ) from error
+
+
+def _restore(controller: "Controller", checkpoint: Path, state: Mapping[str, Any], records: Sequence[journal.Record]) -> None:
     controller.step = state["step"]
     controller.evaluator.records = [EvalRecord(**e) for e in state["evaluations"]]
     if state["evaluation"] is not None:
         controller.evaluator.begin(*state["evaluation"])
     controller.intake.restore(state["admission"], journal.read(checkpoint / GROUPS), records)
+    controller.intake.admission.audit()
     if controller.replay is not None and state["replay"] is not None:
         prompts, kept = controller.intake.prompts, journal.read(checkpoint / REPLAY)
         groups = {r.item: decode_group(r.payload, r.oldest, p) for r in kept if isinstance(p := prompts.at(r.oldest), Prompt)}
@@ -190,8 +205,8 @@ def _seal(directory: Path) -> None:
     files = sorted(p for p in directory.rglob("*") if p.is_file())
     manifest = directory / MANIFEST
     manifest.write_bytes(_manifest({str(p.relative_to(directory)): _digest(p) for p in files}))
-    for path in [*files, manifest, *(p for p in directory.rglob("*") if p.is_dir()), directory]:
-        _flush(path)
+    with ThreadPoolExecutor(FLUSHES) as pool:  # side by side: most of a flush is waiting for the file system's own journal
+        list(pool.map(_flush, [*files, manifest, *(p for p in directory.rglob("*") if p.is_dir()), directory]))
 
 
 def _manifest(files: Mapping[str, str]) -> bytes:

@@ -14,7 +14,6 @@ freerun chaos RECIPE [--minutes M --seed S]    kill, freeze, delay and corrupt r
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from freerun import dataset_cli, elastic
 from freerun.attempt import EXIT_INTERRUPTED, launcher, train
 from freerun.chaos import command as chaos
 from freerun.checkpoint import JOURNAL, Checkpoints
-from freerun.errors import ConfigError, DeadlineExceeded, ExecutorDied, FreerunError, RunDirectoryError, Stalled
+from freerun.errors import ConfigError, DeadlineExceeded, ExecutorDied, FreerunError, Stalled
 from freerun.metrics import Fanout, TrialRecord
 from freerun.recipes import base as recipes
 from freerun.recipes.base import RunConfig
@@ -179,10 +178,10 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from freerun.staging import refuse_other_config
+    from freerun.staging import refuse_other_config, stored_config
 
     _nothing_left(rest)
-    config, stored = _stored(arguments.dir)
+    config, stored = stored_config(arguments.dir)
     refuse_other_config(stored["config"], config)
     if arguments.restarts:
         return _supervised(["resume", str(arguments.dir)], arguments.dir, arguments)
@@ -206,8 +205,10 @@ def _supervised(words: list[str], directory: Path, arguments: argparse.Namespace
 
 
 def _scale(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from freerun.staging import stored_config
+
     _nothing_left(rest)
-    config, _ = _stored(arguments.dir)
+    config, _ = stored_config(arguments.dir)
     if arguments.actors < 1:
         raise ConfigError(
             "a run needs a generator", given=f"--actors {arguments.actors}", expected="at least 1", todo="ask for more"
@@ -240,23 +241,11 @@ def _newest(directory: Path) -> Path:
     return checkpoint
 
 
-def _stored(directory: Path) -> tuple:
-    """The config of an existing run directory, rebuilt from its recipe and overrides, and the stored record."""
-    path = directory / "config.json"
-    if not path.is_file():
-        raise RunDirectoryError(
-            "not a run directory",
-            given=directory,
-            expected="a directory with config.json, made by `freerun run`",
-            todo="check the path",
-        )
-    stored = json.loads(path.read_text())
-    return configs.override(recipes.load(stored["recipe"]).recipe(), stored["overrides"]), stored
-
-
 def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from freerun.staging import stored_config
+
     _nothing_left(rest)
-    config, _ = _stored(arguments.dir)
+    config, _ = stored_config(arguments.dir)
     work = launcher(config)(
         config, arguments.dir, Fanout([]), checkpoint=_newest(arguments.dir), evaluate_only=arguments.problems
     )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freerun.errors import CheckpointError
 from freerun.transitions import Chunk
 from freerun.types import CachePolicy, Group, Prompt, RewardResult, Source, Stop, Trajectory
 
@@ -41,7 +42,19 @@ def encode_group(group: Group) -> bytes:
 
 def decode_group(data: bytes, item: int, prompt: Prompt, *, source: Source | None = None) -> Group:
     """The inverse of `encode_group`, for the item `item` made from `prompt`; `source` in place of the recorded one, if
-    given."""
+    given. Raises `CheckpointError` for anything else."""
+    try:
+        return _decoded(data, item, prompt, source)
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the record of item {item} is not one of a group",
+            given=f"{type(error).__name__}: {error}",
+            expected="what a run of this version wrote",
+            todo="resume with the version of the run; without its journal, finished groups are made again",
+        ) from error
+
+
+def _decoded(data: bytes, item: int, prompt: Prompt, source: Source | None) -> Group:
     line, _, body = data.partition(b"\n")
     head, start, trajectories = json.loads(line), 0, []
     for saved in head["trajectories"]:

@@ -61,7 +61,7 @@ async def launch(
     check(trainer_config(config), config.algorithm, config.control.group_size, config.sampling, fits_value=fits_value)
     task = config.task.build()
     data = stages.Data.of(config, task, begins=checkpoint is None)
-    journal = None if evaluate_only or not checkpoint_at_end else Journal(run_dir / JOURNAL)
+    journal = None if evaluate_only or not checkpoint_at_end else Journal(run_dir / JOURNAL, behind=True)
     kind = placement_kind(config.placement.kind)
     placement = await open_placement(config.placement, kind, run_dir, guardian)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +27,7 @@ def load_values(directory: Path, name: str) -> dict[str, Any]:
         # Copies: what is loaded are views of the file.
         tensors = {key: tensor.clone() for key, tensor in load_file(directory / f"{name}.safetensors").items()}
         return _join(json.loads((directory / f"{name}.json").read_text()), tensors)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise unusable(directory / f"{name}.json", f"{type(error).__name__}: {error}", "the trainer's state") from error
 
 

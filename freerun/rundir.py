@@ -4,13 +4,15 @@
     environment.json   `attempts`: one entry per start or resume with versions, CPU, threads and commit; `because` says how the
                        attempt before it ended, if the run was resumed by itself
     metrics.jsonl      one `StepRecord` a line          evals.jsonl     one `EvalRecord` a line
-    events.jsonl       one `Event` a line               samples.jsonl   a bounded, even selection of `SampleRecord`s
+    events.jsonl       `Event`s, bounded: see below     samples.jsonl   a bounded, even selection of `SampleRecord`s
     pictures/          of a control run: episodes of its policy, before and after
     summary.json       how it ended; absent while the run goes on and after a kill
     run.lock           who is writing; absent when nobody is
 
 A line is written whole by the call that records it, so a killed process loses nothing and tears at most its last line. Numbers
 that are not finite are the strings "nan", "inf" and "-inf", so every line is JSON.
+
+Of the events, the older half of those that have a length goes when the file would pass `MAX_EVENT_BYTES`; moments stay.
 
 Resuming at step N keeps the lines up to step N (events: those that had ended when step N ended; evaluations: those of versions
 that are not lost) and removes what the lost attempt wrote after it, because the resumed run does that work again. An event
@@ -39,6 +41,8 @@ METRICS_LOG, EVENTS_LOG, EVALS_LOG, SAMPLES_LOG = "metrics.jsonl", "events.jsonl
 PICTURES = "pictures"
 """Folder of moving pictures of a policy, one file per full evaluation."""
 LOGS = (METRICS_LOG, EVENTS_LOG, EVALS_LOG, SAMPLES_LOG)
+MAX_EVENT_BYTES = 64 << 20
+"""Some hundred thousand spans."""
 TORN = tuple(f".{name}.new" for name in (CONFIG, ENVIRONMENT, SUMMARY, *LOGS))
 """Files whose writing the end of a process may have cut short."""
 
@@ -58,7 +62,7 @@ def read_log(path: Path) -> Log:
     for line in path.read_bytes().splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             damaged += 1
             continue
         if isinstance(row, dict):
@@ -95,7 +99,8 @@ class RunDirectory:
     def __init__(self, path: Path, lock: RunLock, *, max_sample_bytes: int) -> None:
         self.path, self.elapsed, self.evaluations, self.attempt = path, 0.0, list[Evaluation](), 1
         self._lock, self._last_step, self._outcome, self._closed = lock, dict[str, Any](), ("unfinished", ""), False
-        self._metrics, self._events, self._evals = (_Appender(path / name) for name in (METRICS_LOG, EVENTS_LOG, EVALS_LOG))
+        self._metrics, self._evals = _Appender(path / METRICS_LOG), _Appender(path / EVALS_LOG)
+        self._events = _Recent(path / EVENTS_LOG, max_bytes=MAX_EVENT_BYTES)
         self._samples = _Thinned(path / SAMPLES_LOG, max_bytes=max_sample_bytes)
 
     @staticmethod
@@ -150,6 +155,10 @@ class RunDirectory:
                 expected="a directory made by `freerun run`",
                 todo="check the path",
             )
+
+        def upto(row: dict[str, Any]) -> bool:
+            return row["step"] <= step and isinstance(row["version"], int) and math.isfinite(row["seconds"])
+
         with _writing(path, "be resumed"), ExitStack() as on_error:
             lock = RunLock(path)
             lock.acquire()
@@ -159,13 +168,13 @@ class RunDirectory:
             attempts = _attempts(path)
             attempt = {**environment(), "because": because}
             _replace(path / ENVIRONMENT, json.dumps({"attempts": [*attempts, attempt]}, indent=2))
-            steps = [row for row in read_log(path / METRICS_LOG).rows if row["step"] <= step]
+            steps = [row for row in read_log(path / METRICS_LOG).rows if _accepted(row, upto)]
             elapsed, version = (float(steps[-1]["seconds"]), steps[-1]["version"]) if steps else (0.0, -1)
             removed = {
                 name: _keep(path / name, rule)
                 for name, rule in (
-                    (METRICS_LOG, lambda row: row["step"] <= step),
-                    (SAMPLES_LOG, lambda row: row["step"] <= step),
+                    (METRICS_LOG, upto),
+                    (SAMPLES_LOG, lambda row: row["step"] <= step and row["index"] >= 0),
                     (EVALS_LOG, lambda row: row["step"] <= step and evaluation_of(row).newest <= version),
                     (EVENTS_LOG, lambda row: row["end"] <= elapsed),
                 )
@@ -280,12 +289,36 @@ class _Appender:
             self._size, self._pending = self._size + written, b""
 
 
+class _Recent:
+    """An appender of events that forgets the older half of the spans when the file would exceed `max_bytes`."""
+
+    def __init__(self, path: Path, *, max_bytes: int) -> None:
+        self._max_bytes, self._limit, self._log = max_bytes, max_bytes, _Appender(path)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self._log.append(row)
+        if self._log.size > self._limit:
+            self._forget()
+
+    def _forget(self) -> None:
+        path = self._log.path
+        number, seen = sum(_accepted(row, _is_span) for row in read_log(path).rows), itertools.count()
+        with _writing(path, "be shortened"):
+            _keep(path, lambda row: not _is_span(row) or next(seen) >= number // 2)
+        self._log.close()
+        self._log = _Appender(path)
+        self._limit = max(self._max_bytes, self._log.size + self._max_bytes // 4)  # moments alone may be as much
+
+    def close(self) -> None:
+        self._log.close()
+
+
 class _Thinned:
     """An appender that keeps every `stride`-th row. When the file would exceed `max_bytes` the stride doubles and every second
     row goes, so what is left spreads evenly over the run. A row carries its place in the count as `index`."""
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:
-        indices = [row["index"] for row in read_log(path).rows]
+        indices = [row["index"] for row in read_log(path).rows if isinstance(row.get("index"), int)]
         self.seen = indices[-1] + 1 if indices else 0
         self.stride = min((b - a for a, b in itertools.pairwise(indices)), default=1)
         self._max_bytes, self._log = max_bytes, _Appender(path)
@@ -299,7 +332,7 @@ class _Thinned:
 
     def _thin(self, stride: int) -> None:
         with _writing(self._log.path, "be thinned"):
-            _keep(self._log.path, lambda row: row["index"] % stride == 0)
+            _keep(self._log.path, lambda row: row["index"] % stride == 0)  # a row without a number goes
         self._log.close()
         self._log, self.stride = _Appender(self._log.path), stride
 
@@ -328,9 +361,21 @@ def _keep(path: Path, rule: Callable[[dict[str, Any]], bool]) -> int:
     if not path.exists():
         return 0
     rows, damaged = read_log(path)
-    kept = [row for row in rows if rule(row)]
+    kept = [row for row in rows if _accepted(row, rule)]
     _replace(path, "".join(json.dumps(row) + "\n" for row in kept))
     return len(rows) - len(kept) + damaged
+
+
+def _is_span(row: Mapping[str, Any]) -> bool:
+    return row["end"] > row["start"]
+
+
+def _accepted(row: dict[str, Any], rule: Callable[[dict[str, Any]], bool]) -> bool:
+    """A row without the fields that the rule asks for is damaged, and goes."""
+    try:
+        return bool(rule(row))
+    except (ArithmeticError, KeyError, TypeError, ValueError):
+        return False
 
 
 def _replace(path: Path, text: str) -> None:

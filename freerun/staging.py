@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import importlib.util
+import json
 import os
 import secrets
 import signal
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from freerun import config as configs
-from freerun.errors import CheckpointError, ConfigError
+from freerun.errors import CheckpointError, ConfigError, RunDirectoryError
 from freerun.metrics import Evaluation
 from freerun.placement.base import Placement
 from freerun.placement.guardian import Guardian
 from freerun.placement.inline import InlinePlacement
 from freerun.program import Program
-from freerun.recipes.base import PlacementConfig, WeightsConfig
+from freerun.recipes import base as recipes
+from freerun.recipes.base import PlacementConfig, RunConfig, WeightsConfig
+from freerun.recipes.control_base import ControlRun
 from freerun.weights import shared
 from freerun.weights.channel import Publisher, Subscriber
 
@@ -138,6 +141,31 @@ class Signals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def stored_config(directory: Path) -> tuple[RunConfig | ControlRun, dict[str, Any]]:
+    """The config of an existing run directory, rebuilt from its recipe and overrides, and the stored record."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise RunDirectoryError(
+            "not a run directory",
+            given=directory,
+            expected="a directory with config.json, made by `freerun run`",
+            todo="check the path",
+        )
+    try:
+        stored = json.loads(path.read_text())
+        recipe, changes = stored["recipe"], {str(key): str(value) for key, value in stored["overrides"].items()}
+        if not isinstance(recipe, str) or not isinstance(stored["config"], dict):
+            raise TypeError("a recipe's name, and a config")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise RunDirectoryError(
+            "the config of this run cannot be read",
+            given=f"{path}: {type(error).__name__}: {error}",
+            expected="config.json as `freerun run` wrote it",
+            todo="restore the file; the checkpoints beside it are not touched",
+        ) from error
+    return configs.override(recipes.load(recipe).recipe(), changes), stored
 
 
 def refuse_other_config(stored: dict[str, Any], config: Any) -> None:

@@ -86,7 +86,7 @@ def _what_died(status: int, process: Process, directory: Path) -> str:
         reason = json.loads((directory / SUMMARY).read_text())["reason"]
     except (OSError, ValueError, KeyError):
         return f"the controller (process {process.pid}) ended with exit status {status}"
-    lines = [line.strip() for line in reason.splitlines()]
+    lines = [line.strip() for line in reason.splitlines()] or [f"the run ended with exit status {status}"]
     given = next((line.removeprefix("given:").strip() for line in lines if line.startswith("given:")), "")
     return f"{lines[0].partition(': ')[2]} ({given})" if given else lines[0]
 

@@ -388,3 +388,18 @@ def test_the_page_of_metrics_is_what_the_table_says() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run tools/metrics_table.py"
+
+
+def test_the_log_of_events_is_bounded_and_keeps_moments_and_the_newest_spans(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("freerun.rundir.MAX_EVENT_BYTES", 20_000)
+    run = RunDirectory.create(tmp_path / "run", {})
+    for i in range(2000):
+        run.event(a_span(float(i), i + 1.0))
+        if i % 500 == 0:
+            run.event(Event(executor="generator", what="died", start=float(i), end=float(i), detail={}))
+        assert (run.path / "events.jsonl").stat().st_size < 21_000
+    run.close()
+    rows = read_log(run.path / "events.jsonl").rows
+    assert [row["start"] for row in rows if row["what"] == "died"] == [0.0, 500.0, 1000.0, 1500.0]
+    spans = [row["start"] for row in rows if row["what"] != "died"]
+    assert spans == [float(i) for i in range(2000 - len(spans), 2000)] and len(spans) > 50

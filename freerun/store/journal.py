@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from freerun.errors import CheckpointError
+from freerun.store.flusher import Flusher
 
 MAGIC = b"freerun journal 1\n"
 _FRAME = struct.Struct("<III")
@@ -37,18 +39,21 @@ class Record:
 class Journal:
     """An append-only file of records, made if it is not there.
 
-    At most `fsync_every - 1` records are lost when the machine goes down (0: the operating system decides); the death of the
-    process alone loses none. `cut` says what was torn off at opening, or is empty. Raises `CheckpointError` if the file is
-    no journal, is damaged before its end, or cannot be written.
+    The death of the process loses no record. When the machine goes down, at most `fsync_every - 1` are lost (0: the operating
+    system decides); with `behind`, those that were appended while the disk was busy with the ones before. `cut` says what was
+    torn off at opening, or is empty. Raises `CheckpointError` if the file is no journal, is damaged before its end, or cannot
+    be written.
     """
 
-    def __init__(self, path: Path, *, fsync_every: int = 1) -> None:
-        self.path, self.fsync_every, self.cut = path, fsync_every, ""
+    def __init__(self, path: Path, *, fsync_every: int = 1, behind: bool = False) -> None:
+        self.path, self.fsync_every, self.cut = path, 0 if behind else fsync_every, ""
         self._unsynced = 0
+        self._swap = threading.Lock()
         self._fresh().unlink(missing_ok=True)
         if not path.exists() or path.stat().st_size < len(MAGIC):
             path.write_bytes(MAGIC)
-            _flush_directory(path.parent)
+            if fsync_every:
+                _flush_directory(path.parent)
         self._end = len(MAGIC)
         for _, end in _frames(path):
             self._end = end
@@ -58,7 +63,9 @@ class Journal:
             self.cut = f"{torn} bytes of a record whose writing the end of the last run cut short"
             self._file.truncate(self._end)
         self._file.seek(self._end)
-        self.flush()
+        if fsync_every:
+            self.flush()
+        self._flusher = Flusher(self.flush) if behind else None
 
     def finished(self, item: int, uid: str, oldest: int, payload: bytes) -> None:
         """Append this before `Admission.finish`."""
@@ -88,8 +95,9 @@ class Journal:
             _flush_directory(self.path.parent)
         except OSError as error:
             raise _unwritable("the journal could not be shortened", self.path, error) from error
-        self._file.close()
-        self._file, self._end = other._file, other._end
+        with self._swap:
+            self._file.close()
+            self._file, self._end = other._file, other._end
 
     def _fresh(self) -> Path:
         """Where compaction writes."""
@@ -97,10 +105,14 @@ class Journal:
 
     def flush(self) -> None:
         """Return when everything appended is on the disk."""
-        os.fsync(self._file.fileno())
+        with self._swap:
+            os.fsync(self._file.fileno())
         self._unsynced = 0
 
     def close(self) -> None:
+        """Return when everything is on the disk that can be written to."""
+        if self._flusher is not None:
+            self._flusher.stop()
         self._file.close()
 
     def _append(self, record: Record) -> None:
@@ -113,6 +125,8 @@ class Journal:
             self._unsynced += 1
             if self.fsync_every and self._unsynced >= self.fsync_every:
                 self.flush()
+            if self._flusher is not None:
+                self._flusher.written()
         except OSError as error:
             with contextlib.suppress(OSError):  # a disk that became read-only: the next opening cuts the torn record off
                 self._file.truncate(self._end)
@@ -175,9 +189,21 @@ def read(path: Path) -> list[Record]:
 
 
 def parsed(body: bytes) -> Record:
-    """The record in a frame's body."""
+    """The record in a frame's body. Raises `CheckpointError` for one that is whole and yet no record."""
     head, _, payload = body.partition(b"\n")
-    return Record(**json.loads(head), payload=payload)
+    try:
+        fields = json.loads(head)
+        types = {name: type(fields[name]) for name in ("item", "uid", "oldest", "reason")}
+        if types != {"item": int, "uid": str, "oldest": int, "reason": str}:
+            raise TypeError(f"fields of types {types}")
+        return Record(**fields, payload=payload)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "the journal has a record that cannot be read",
+            given=f"{type(error).__name__}: {error}",
+            expected="what a run of this version wrote",
+            todo="resume with the version of the run, or remove the journal: what was finished is then made again",
+        ) from error
 
 
 def _frames(path: Path) -> Iterator[tuple[bytes, int]]:

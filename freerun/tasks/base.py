@@ -4,6 +4,7 @@ A task is one file with a frozen `Config` whose `build()` returns a `Task`. The 
 same task from it. There is no registry: a recipe imports the module.
 """
 
+import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -132,3 +133,15 @@ def conversation(instruction: str | None, examples: Sequence[tuple[str, str]], q
 def stored_answer(prompt: Prompt) -> str:
     """`meta["answer"]` as the text of a correct response."""
     return str(prompt.meta["answer"])
+
+
+def json_line(line: bytes) -> Any:
+    """The JSON value in a line of somebody's file. Raises `ValueError` for one that is none, that is nested too deeply to be
+    read, or that has text which cannot be written again: half of a surrogate pair."""
+    try:
+        value = json.loads(line)
+        if b"\\u" in line:
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return value

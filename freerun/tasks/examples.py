@@ -1,6 +1,5 @@
 """Data sets of responses that no policy of the run made: a task's own solutions, or a file."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from freerun.errors import DataError
-from freerun.tasks.base import Task
+from freerun.tasks.base import Task, json_line
 from freerun.types import Example, Message, Prompt, RewardResult, Source
 
 
@@ -61,7 +60,7 @@ class Comparisons:
 class File:
     """A JSON Lines file. A line holds `prompt` (text, or turns with role and content), `responses` (a list of texts), and may
     hold `rewards` (a number per response), `logps` (a list of numbers per response: the log-prob of each of its tokens under
-    the policy that wrote it, end token last) and `meta` (anything). In place of responses and rewards it may hold a better text
+    the policy that wrote it, end token last) and `meta` (fields). In place of responses and rewards it may hold a better text
     `chosen` and a worse one `rejected`: rewards 1 and 0."""
 
     path: str
@@ -80,7 +79,7 @@ class File:
                 if not line.strip():
                     continue
                 try:
-                    found.append(self._example(json.loads(line), f"{file.name}:{number}"))
+                    found.append(self._example(json_line(line), f"{file.name}:{number}"))
                 except ValueError as error:
                     bad.append(f"line {number}: {error}")
         if bad or not found:
@@ -108,6 +107,8 @@ class File:
         whole = isinstance(logps, list) and len(logps) in (0, len(responses))
         if not whole or not all(isinstance(one, list) and all(map(_is_finite, one)) for one in logps):
             raise ValueError(f"'logps' are not {len(responses)} lists of finite numbers")
+        if not isinstance(row.get("meta", {}), dict):
+            raise ValueError("'meta' is not an object")
         return Example(
             uid=uid,
             prompt=Prompt(uid, _content(row.get("prompt")), row.get("meta", {})),
@@ -133,4 +134,10 @@ def _content(prompt: Any) -> str | tuple[Message, ...]:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """As a float, which not every whole number can be."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

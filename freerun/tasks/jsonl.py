@@ -1,6 +1,5 @@
 """The user's own problems: a file with one JSON object per line."""
 
-import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from freerun.errors import ConfigError, DataError
 from freerun.rewards.pool import RewardFunction
 from freerun.rewards.verifiers import ExactMatch
-from freerun.tasks.base import Task
+from freerun.tasks.base import Task, json_line
 from freerun.types import Message, Prompt, Sampling
 
 
@@ -84,7 +83,7 @@ class Config:
                 if not line.strip():
                     continue
                 try:
-                    prompt = self._prompt(json.loads(line), f"{file.name}:{number}")
+                    prompt = self._prompt(json_line(line), f"{file.name}:{number}")
                     prompts.setdefault(prompt.content, prompt)
                 except ValueError as error:
                     bad.append(f"line {number}: {error}")

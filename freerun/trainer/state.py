@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ def load_networks(directory: Path, networks: Mapping[str, nn.Module]) -> None:
         path = directory / f"{name}.safetensors"
         try:
             load_weights(network, load_file(path))
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
             raise unusable(path, f"{type(error).__name__}: {error}", "the weights of the configured model") from error
 
 
@@ -42,7 +43,7 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, names: Mapping[
     """Undo `save_optimizer`. Raises `CheckpointError` if the file is missing or holds other parameters."""
     try:
         stored = load_file(path)
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise unusable(path, str(error), "the optimiser's state") from error
     optimizer.state.clear()
     for flat_name, tensor in stored.items():

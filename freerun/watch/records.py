@@ -62,7 +62,7 @@ def load(path: Path | str) -> RunRecords:
         for row in log.rows:
             try:
                 found.append(make(row))
-            except (KeyError, TypeError, ValueError):
+            except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
                 unreadable += 1
         if unreadable:
             damaged[name] = unreadable
@@ -88,7 +88,7 @@ def load(path: Path | str) -> RunRecords:
 def _json(path: Path) -> dict[str, Any] | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
 

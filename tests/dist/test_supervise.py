@@ -29,7 +29,8 @@ if end == "sleeps":
     time.sleep(600)
 if end == "frozen":
     os.kill(os.getpid(), signal.SIGSTOP)
-(directory / "summary.json").write_text(json.dumps({"reason": "ExecutorDied: executor 'trainer' died\\n  given:    process 5 ended"}))
+reason = "ExecutorDied: executor 'trainer' died\\n  given:    process 5 ended" if end else ""
+(directory / "summary.json").write_text(json.dumps({"reason": reason}))
 sys.exit(end)
 """
 
