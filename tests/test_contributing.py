@@ -26,7 +26,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("freerun", "tools", "tests/contract", "tests/control"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
-    shutil.copy(ROOT / "tests/worlds.py", copy / "tests")
+    for helper in ("worlds.py", "fakes.py"):
+        shutil.copy(ROOT / "tests" / helper, copy / "tests")
     (copy / "freerun/algorithms/language/sapo.py").write_text(block("SAPO: "), encoding="utf-8")
     (copy / "sapo_addition.py").write_text(block("SAPO on "), encoding="utf-8")
     (copy / "freerun/algorithms/control/awr.py").write_text(block("AWR: "), encoding="utf-8")
