@@ -26,8 +26,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("freerun", "tools", "tests/contract", "tests/control"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
-    for helper in ("worlds.py", "fakes.py"):
-        shutil.copy(ROOT / "tests" / helper, copy / "tests")
+    for helper in (ROOT / "tests").glob("*.py"):
+        if not helper.name.startswith("test_"):
+            shutil.copy(helper, copy / "tests")
     (copy / "freerun/algorithms/language/sapo.py").write_text(block("SAPO: "), encoding="utf-8")
     (copy / "sapo_addition.py").write_text(block("SAPO on "), encoding="utf-8")
     (copy / "freerun/algorithms/control/awr.py").write_text(block("AWR: "), encoding="utf-8")
