@@ -17,13 +17,13 @@ from freerun.actors.environment import ActorConfig, EnvConfig, GymConfig
 from freerun.algorithms.control_base import ControlConfig
 from freerun.claims.curves import last_tenth, thinned
 from freerun.claims.digest import ROOT, digest
+from freerun.claims.episodes import After, Kept
 from freerun.datasets.base import Episodes, EpisodesConfig
 from freerun.datasets.files import FileConfig, write_npz
 from freerun.datasets.grades import cache
 from freerun.env_schedule import EnvSchedule
 from freerun.errors import Diverged
 from freerun.launch_control import launch_control
-from freerun.metrics import Evaluation, Event, SampleRecord, Status, StepRecord, TrialRecord
 from freerun.recipes.base import PlacementConfig
 from freerun.recipes.control_base import ControlRun
 from freerun.store.phases import Phase
@@ -97,8 +97,9 @@ def train(
     control: Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
     watch: Sequence[str] = (),
+    after: After | None = None,
 ) -> dict[str, Any]:
-    """Train and say how that went.
+    """Train and say how that went. `after` gives further numbers, from the config and the checkpoint at the end.
 
     Sources are `data` (named "dataset"), replay if any phase has actors, and `sources`. `control` and `trainer` change fields
     of those sections. What comes back: normalised `start` and `score`, before and after the run; `mean` and `lowest` of the
@@ -130,15 +131,19 @@ def train(
         placement=PlacementConfig(kind="inline", schedule="serial", threads=1),
         seed=seed,
     )
-    kept, began, diverged = Kept(watch), time.process_time(), False
+    kept, began, diverged = Scores(watch), time.process_time(), False
+    more: Mapping[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            outcome = asyncio.run(launch_control(config, Path(folder), kept, checkpoint_at_end=False))
+            outcome = asyncio.run(launch_control(config, Path(folder), kept, checkpoint_at_end=after is not None))
             if not outcome.finished:
                 raise KeyboardInterrupt
+            if after is not None:
+                (checkpoint,) = (Path(folder) / "checkpoints").glob("step-*")
+                more = after(config, checkpoint)
         except Diverged:
             diverged = True
-    return kept.result(diverged) | {"cpu": time.process_time() - began}
+    return kept.result(diverged) | dict(more) | {"cpu": time.process_time() - began}
 
 
 def since(numbers: Mapping[str, Any], share: float) -> list[float]:
@@ -148,34 +153,8 @@ def since(numbers: Mapping[str, Any], share: float) -> list[float]:
     return way[max(0, round(share * len(way)) - 1) :]
 
 
-class Kept:
-    """A sink that keeps what a claim is about."""
-
-    def __init__(self, watch: Sequence[str] = ()) -> None:
-        self.curves: dict[str, list[float]] = {name: [] for name in watch}
-        self.trials: list[TrialRecord] = []
-
-    def step(self, record: StepRecord) -> None:
-        for name, values in self.curves.items():
-            value = record.metrics.get(name)
-            if isinstance(value, float | int):
-                values.append(float(value))
-
-    def evaluation(self, record: Evaluation) -> None:
-        if isinstance(record, TrialRecord):
-            self.trials.append(record)
-
-    def event(self, record: Event) -> None:
-        """Not kept."""
-
-    def sample(self, record: SampleRecord) -> None:
-        """Not kept."""
-
-    def status(self, record: Status) -> None:
-        """Not kept."""
-
-    def close(self) -> None:
-        """Nothing to close."""
+class Scores(Kept):
+    """A sink that keeps evaluations as normalised scores, in order."""
 
     def result(self, diverged: bool) -> dict[str, Any]:
         """See `train`."""
