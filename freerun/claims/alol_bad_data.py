@@ -68,7 +68,6 @@ def claim() -> Claim:
             Expectation(better="a-lol", worse="weighted cloning", margin=0.1),
             Expectation(better="a-lol", worse="weighted cloning", margin=0.1, metric="wrong"),
         ),
-        quick=True,
         minutes=2.0,
         tried=(
             "The value of the reference policy is exact here; fitting it is tested elsewhere. All arms mean over tokens, so "

@@ -92,7 +92,6 @@ def claim() -> Claim:
             Expectation(better="dynamic", worse="as they come", margin=0.01),
             Expectation(better="dynamic", worse="as they come", margin=0.2, metric="within"),
         ),
-        quick=True,
         minutes=1.0,
         tried="Larger steps, of all the groups that dynamic sampling drew, show what the drawing alone is worth.",
     )

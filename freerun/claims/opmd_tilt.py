@@ -41,6 +41,5 @@ def claim() -> Claim:
             Expectation(better="kimi", worse="simple", margin=0.03),
             Expectation(better="pairwise", worse="kimi", margin=0.03),
         ),
-        quick=True,
         minutes=1.0,
     )
