@@ -34,59 +34,97 @@ class Supply(Protocol):
 
     def begin_phase(self, work: Work) -> None: ...
 
-    def order(self, version: int) -> int | None:
-        """Begin one more chunk with weights of `version`: its number, or None if it has to wait."""
+    def order(self, version: int, actor: int) -> int | None:
+        """Begin one more chunk of `actor` with weights of `version`: its number, or None if it has to wait."""
 
     def counts(self) -> Mapping[str, int]: ...
 
     def state(self) -> dict[str, Any]: ...
 
 
-class Queue(Supply):
-    """Chunks that are trained on once, in order, with a bound on their lag."""
+class Rollouts(Supply, Protocol):
+    """A supply of chunks that are used once: a step takes some when they are there. `chunks` are those that have arrived and
+    are not used up."""
+
+    chunks: dict[int, Chunk]
+
+    def arrived(self, chunk: Chunk) -> None: ...
+
+    def ready(self) -> bool:
+        """Whether the chunks of the next step are there."""
+
+    def take(self, version: int) -> list[Chunk]:
+        """The chunks of the step that the trainer makes at `version`; none if it is not `ready`."""
+
+    def trained(self, chunks: Sequence[Chunk], version: int) -> None:
+        """The step on `chunks` made `version`, which is published."""
+
+    def exhausted(self) -> bool:
+        """Whether there will be no further step, once everything is collected."""
+
+    def payloads(self) -> Mapping[int, bytes]:
+        """What has arrived and is not used, for a checkpoint."""
+
+    def load(self, state: Mapping[str, Any], payloads: Mapping[int, bytes]) -> None: ...
+
+
+class Queue(Rollouts):
+    """Chunks that are trained on once, in order, with a bound on their lag.
+
+    Admission counts versions of steps that train on chunks. Phases without actors make versions too, while no chunk is under
+    way; `others` of them lie behind, and are taken off.
+    """
 
     def __init__(self, schedule: EnvSchedule) -> None:
         self.admission = Admission(batch=schedule.chunks, max_lag=schedule.max_lag, window=schedule.window)
         self.chunks: dict[int, Chunk] = {}
+        self.others = 0
 
     def begin_phase(self, work: Work) -> None:
         """Nothing: the limits are those of the whole run."""
 
-    def order(self, version: int) -> int | None:
+    def order(self, version: int, actor: int) -> int | None:
         item = self.admission.admit(f"chunk {self.admission.next_item}")
         if item is not None:
-            self.admission.begin(item, version)
+            self.admission.begin(item, version - self.others)
         return item
 
     def arrived(self, chunk: Chunk) -> None:
-        self.admission.finish(chunk.item, chunk.oldest_version)
+        self.admission.finish(chunk.item, chunk.oldest_version - self.others)
         self.chunks[chunk.item] = chunk
 
+    def ready(self) -> bool:
+        return self.admission.ready() >= self.admission.batch
+
+    def exhausted(self) -> bool:
+        return not self.chunks
+
     def take(self, version: int) -> list[Chunk]:
-        """The chunks of the step that the trainer makes at `version`, once they are all there."""
-        if self.admission.ready() < self.admission.batch:
+        if not self.ready():
             return []
-        return [self.chunks[item] for item in self.admission.take(self.admission.batch, version)]
+        return [self.chunks[item] for item in self.admission.take(self.admission.batch, version - self.others)]
 
     def trained(self, chunks: Sequence[Chunk], version: int) -> None:
-        """The step on `chunks` made `version`, which is published."""
-        self.admission.trained([chunk.item for chunk in chunks], version)
-        self.admission.published(version)
+        self.admission.trained([chunk.item for chunk in chunks], version - self.others)
+        self.admission.published(version - self.others)
         for chunk in chunks:
             del self.chunks[chunk.item]
+
+    def other_step(self) -> None:
+        """A step without chunks published a version."""
+        self.others += 1
 
     def counts(self) -> Mapping[str, int]:
         return self.admission.counts()
 
     def state(self) -> dict[str, Any]:
-        return {"admission": self.admission.state()}
+        return {"admission": self.admission.state(), "others": self.others}
 
     def payloads(self) -> dict[int, bytes]:
-        """Chunks that are finished and not yet trained on."""
         return {item: encode_chunk(chunk) for item, chunk in self.chunks.items()}
 
     def load(self, state: Mapping[str, Any], payloads: Mapping[int, bytes]) -> None:
-        self.admission = Admission.from_state(state["admission"])
+        self.admission, self.others = Admission.from_state(state["admission"]), state["others"]
         self.chunks = {item: decode_chunk(data) for item, data in payloads.items()}
 
 
@@ -111,11 +149,11 @@ class Replay(Supply):
     def _limiter(self, work: Work) -> Turns | MinSize:
         if not work.updates or not work.chunks:
             return MinSize()
-        per_chunk = work.updates / (work.chunks - work.size)
+        least, most = (updates / (work.chunks - work.size) for updates in (work.updates, work.most))
         schedule = self._schedule
-        return Turns(ratio=per_chunk, size=work.size, batch=work.batch, lead=schedule.lead, ahead=schedule.ahead)
+        return Turns(ratio=least, most=most, size=work.size, batch=work.batch, lead=schedule.lead, ahead=schedule.ahead)
 
-    def order(self, version: int) -> int | None:
+    def order(self, version: int, actor: int) -> int | None:
         self.table.expire(version)
         if not self.table.may_insert(self.coming):
             return None
@@ -153,7 +191,7 @@ class Collection:
     def __init__(
         self,
         schedule: EnvSchedule,
-        supply: Queue | Replay,
+        supply: Rollouts | Replay,
         *,
         actors: Sequence[Handle],
         trainer: Handle,
@@ -224,7 +262,7 @@ class Collection:
         work = self._work
         if work is None or self.pause or self.begun >= work.chunks:
             return False
-        item = self.supply.order(self._newest().version)
+        item = self.supply.order(self._newest().version, list(self.actors).index(name))
         if item is None:
             return False
         phase, before = work.phase, self.begun * self._rows
@@ -244,21 +282,23 @@ class Collection:
         self._tracker.count(
             {
                 **episode_metrics(chunk),
+                "lag/collected": Mean(self._newest().version - chunk.oldest_version, 1),
                 "env/steps": Sum(chunk.num_rows),
                 "time/collect": Sum(report.seconds),
                 "time/swap": Sum(report.swap_seconds),
+                **report.metrics,
             }
         )
         for failure in chunk.failures:
             now = self._tracker.now()
             what = f"{failure.kind}: {failure.message}"
             self._sink.event(Event(executor=f"actor {chunk.actor}", what="failed", start=now, end=now, detail={"what": what}))
-        if isinstance(self.supply, Queue):
-            self.supply.arrived(chunk)
-            self.finished += 1
-        else:
+        if isinstance(self.supply, Replay):
             self._storing += 1
             self._loops.spawn(self._store(self.supply, replace(chunk, item=self.supply.next_key())))
+        else:
+            self.supply.arrived(chunk)
+            self.finished += 1
         self._loops.notify()
 
     async def _store(self, supply: Replay, chunk: Chunk) -> None:
@@ -316,10 +356,10 @@ class Collection:
         self.begun, self.finished, self.taken = counts["begun"], counts["finished"], counts["taken"]
         self._lives |= state["lives"]
         self._healer.deaths.update(state["deaths"])
-        if isinstance(self.supply, Queue):
-            self.supply.load(state["supply"], payloads)
-        else:
+        if isinstance(self.supply, Replay):
             self.supply.load(state["supply"], work)
+        else:
+            self.supply.load(state["supply"], payloads)
         for name, saved in state["actors"].items():
             call = partial(self._tracker.call, self.actors[name], "load", saved, what="checkpoint")
             for failure in await call(doing="playing its episodes again"):

@@ -23,16 +23,19 @@ crash costs what was collected since.
 """
 
 import json
-from collections.abc import Coroutine, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from freerun.checkpoint import fitting
-from freerun.collection import TRAINER, Collection, Queue, Replay
+from freerun.collection import TRAINER, Collection, Queue, Replay, Rollouts
 from freerun.env_schedule import EnvSchedule, Work, work_of
 from freerun.errors import DeadlineExceeded, ExecutorDied
+from freerun.federation import Rounded
 from freerun.metrics import Event, Sink, TrialRecord
 from freerun.placement.base import Handle, Placement
 from freerun.program import Healer, Program, Save
@@ -48,7 +51,8 @@ CHUNKS = "chunks.journal"
 class EnvController(Program):
     """Runs a control job on executors that already exist. `envs` is the number of environments of each actor, `capacity` the
     transitions that replay holds, `rollouts` whether the algorithm's terms read rollouts. `judge` is the actor that evaluates;
-    `scores` are reference returns, of a random and of an expert policy, for normalised scores. Pictures go to `pictures`."""
+    `scores` are reference returns, of a random and of an expert policy, for normalised scores. Pictures go to `pictures`.
+    `supply` takes the place of the queue of rollouts, and `beat` is an executor that waits, for supplies that go by time."""
 
     def __init__(
         self,
@@ -65,26 +69,33 @@ class EnvController(Program):
         seed: int,
         scores: tuple[float, float] | None = None,
         pictures: Path | None = None,
+        supply: Rollouts | None = None,
+        beat: Handle | None = None,
         save: Save | None = None,
         directory: Path | None = None,
         began: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(
             placement=placement,
             trainer=trainer,
-            workers=[*actors, judge],
+            workers=[*actors, judge, *([beat] if beat is not None else [])],
             sink=sink,
             deadline=schedule.call_deadline,
             stall_deadline=schedule.stall_deadline,
             save=save,
             directory=directory,
             began=began,
+            clock=clock,
         )
         self.schedule, self.judge, self.trials = schedule, judge, list[TrialRecord]()
         self._seed, self._scores, self._pictures = seed, scores, pictures
         rows = schedule.chunk * envs
-        self.works = [work_of(p, schedule, rows=rows, rollouts=rollouts) for p in schedule.phases]
-        self.supply = Queue(schedule) if rollouts else Replay(schedule, capacity=max(1, capacity // rows))
+        self.works = [work_of(p, schedule, rows=rows, rollouts=rollouts or supply is not None) for p in schedule.phases]
+        self.supply: Rollouts | Replay = Replay(schedule, capacity=max(1, capacity // rows))
+        if rollouts or supply is not None:
+            self.supply = supply or Queue(schedule)
+        self._beat = beat
         self._healer = Healer(placement, self.tracker, sink, schedule.executor_restarts)
         self.collection = Collection(
             schedule,
@@ -106,7 +117,8 @@ class EnvController(Program):
 
     @property
     def total_steps(self) -> int:
-        return sum(work.steps for work in self.works)
+        # Of a run that is over, what it made; before, what it may make at most.
+        return self.step if self.phase == len(self.works) else sum(work.steps for work in self.works)
 
     @property
     def done(self) -> float:
@@ -119,7 +131,18 @@ class EnvController(Program):
         return behind / sum(w.amount for w in self.works)
 
     def _workers(self) -> list[Coroutine[Any, Any, None]]:
-        return [self.collection.collect(name) for name in self.collection.actors]
+        timed = [self._keep_time(self._beat)] if self._beat is not None else []
+        return [self.collection.collect(name) for name in self.collection.actors] + timed
+
+    async def _keep_time(self, beat: Handle) -> None:
+        """Wake the trainer when a supply that goes by time has its step together."""
+        supply = self.supply
+        assert isinstance(supply, Rounded), "only a supply of rounds goes by time"
+        while True:
+            await self.loops.until(lambda: supply.remaining() < math.inf, beat, lambda: "nothing has arrived in this round")
+            await self.tracker.call(beat, "wait", supply.remaining(), what="wait", doing="waiting for the end of the round")
+            self.loops.notify()
+            await self.loops.until(lambda: not supply.ready(), beat, lambda: "the round is being closed")
 
     def _counts(self) -> Mapping[str, int]:
         return self.supply.counts()
@@ -148,7 +171,8 @@ class EnvController(Program):
                 self._tell("phase", {"name": work.phase.name})
                 self.collection.begin_phase(work)
             self._going_on = False
-            await (self._learn_from_rollouts(work) if isinstance(self.supply, Queue) and work.chunks else self._learn(work))
+            takes = not isinstance(self.supply, Replay) and work.chunks
+            await (self._learn_from_rollouts(work) if takes else self._learn(work))
             if not self.stopping:
                 self.phase += 1
         await self.loops.until(lambda: not self._judging, self.trainer, lambda: "the evaluation under way")
@@ -156,12 +180,14 @@ class EnvController(Program):
 
     async def _learn_from_rollouts(self, work: Work) -> None:
         """Step after step on the chunks of each."""
-        assert isinstance(self.supply, Queue), "terms that read rollouts take chunks from a queue"
-        supply, admission = self.supply, self.supply.admission
-        while not (self.collection.done and not supply.chunks):
-            await self.loops.until(
-                lambda: self.stopping or admission.ready() >= admission.batch, self.trainer, lambda: "waiting for chunks"
-            )
+        assert not isinstance(self.supply, Replay), "terms that read rollouts take chunks from a queue"
+        supply = self.supply
+
+        def over() -> bool:
+            return self.stopping or (self.collection.done and supply.exhausted())
+
+        while not over():
+            await self.loops.until(lambda: over() or supply.ready(), self.trainer, lambda: "waiting for chunks")
             chunks = [] if self.stopping else supply.take(self.ref.version)
             if not chunks:
                 return
@@ -174,7 +200,7 @@ class EnvController(Program):
     async def _learn(self, work: Work) -> None:
         """Step after step on what sources give, as far as it is due; or only collect."""
         while not self.stopping and (self.updates < work.updates or not self.collection.done):
-            num = min(work.batch, work.updates - self.updates)
+            num = min(work.batch, (work.updates if self.collection.done else work.most) - self.updates)
             if num and self._exhausted(work):
                 self._tell("forgone", {"updates": work.updates - self.updates, "because": "everything stored is too old"})
                 return
@@ -186,6 +212,8 @@ class EnvController(Program):
             first = self.supply.table.first_key if isinstance(self.supply, Replay) else 0
             await self._step(Plan(phase=self.phase, updates=num, done=self.done, first=first))
             self.updates += num
+            if isinstance(self.supply, Queue):
+                self.supply.other_step()
             await self._after_step()
 
     def _is_due(self, num: int) -> bool:
@@ -209,15 +237,20 @@ class EnvController(Program):
         self.ref = report.ref
         self.step += 1
         self.tracker.count({"env/total": Max(self.collection.taken), "phase": Max(self.phase)})
-        chunks = self.schedule.chunks if isinstance(self.supply, Queue) else 0
+        chunks = 0 if isinstance(self.supply, Replay) else self.schedule.chunks
         self.sink.step(self.tracker.step_record(self.step, report, chunks, self._counts()))
         self._publish_status()
         self.loops.notify()
         return report.version
 
+    def _could_end(self) -> bool:
+        """Whether the run ends here, with fewer steps than it might have made: the trainer need not make more updates."""
+        work = self.works[-1]
+        return self.works[self.phase] is work and self.updates >= work.updates < work.most and self.collection.done
+
     async def _after_step(self) -> None:
         """Judge and checkpoint, if it is time."""
-        schedule, last = self.schedule, self.step == self.total_steps
+        schedule, last = self.schedule, self.step == self.total_steps or self._could_end()
         wanted = int(self.done * schedule.evaluations + 1e-9)
         begun = sum(trial.split == QUICK for trial in self.trials) + len(self._judging)
         if begun < wanted and not self._judging and not last and schedule.eval_episodes:
@@ -307,7 +340,7 @@ class EnvController(Program):
         }
         (directory / "controller.json").write_text(json.dumps(state))
         chunks = journal.Journal(directory / CHUNKS, fsync_every=0)
-        for item, payload in (self.supply.payloads() if isinstance(self.supply, Queue) else {}).items():
+        for item, payload in ({} if isinstance(self.supply, Replay) else self.supply.payloads()).items():
             chunks.finished(item, "chunk", 0, payload)
         chunks.close()
 

@@ -74,12 +74,14 @@ class Work:
     """Chunks to collect."""
     updates: int
     """Updates to make; where terms read rollouts, none that is counted."""
+    most: int
+    """Updates that may be made while actors collect: as many, or more where `Phase.utd_most` allows it."""
     size: int
     """Chunks before the first update."""
     batch: int
     """Updates of a full step."""
     steps: int
-    """Steps of the trainer."""
+    """Steps of the trainer, at most."""
 
     @property
     def amount(self) -> int:
@@ -91,12 +93,12 @@ def work_of(phase: Phase, schedule: EnvSchedule, *, rows: int, rollouts: bool) -
     """What a phase comes to. Environment steps are rounded up to whole chunks, or whole steps of them."""
     if not phase.env_steps:
         batch = min(schedule.updates or 100, phase.updates)
-        return Work(phase, 0, phase.updates, 0, batch, -(-phase.updates // batch))
+        return Work(phase, 0, phase.updates, phase.updates, 0, batch, -(-phase.updates // batch))
     chunks = -(-phase.env_steps // rows)
     if rollouts:
         steps = -(-chunks // schedule.chunks)
-        return Work(phase, steps * schedule.chunks, 0, 0, 0, steps)
+        return Work(phase, steps * schedule.chunks, 0, 0, 0, 0, steps)
     size = -(-phase.start // rows)
-    updates = math.floor(phase.utd * rows * (chunks - size) + 1e-9)
+    updates, most = (math.floor(utd * rows * (chunks - size) + 1e-9) for utd in (phase.utd, max(phase.utd, phase.utd_most)))
     batch = max(1, min(updates, schedule.updates or round(phase.utd * rows)))
-    return Work(phase, chunks, updates, size, batch, -(-updates // batch))
+    return Work(phase, chunks, updates, most, size, batch, -(-most // batch))

@@ -1,26 +1,34 @@
 """From the resolved config of a control run to its end: place the executors, wire them, run the program, end everything."""
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from freerun.actors.collector import Collector
 from freerun.checkpoint import Checkpoints
+from freerun.clients import Beat, Client, Server
 from freerun.datasets.grades import Grade
 from freerun.env_controller import EnvController
+from freerun.errors import ConfigError
+from freerun.federation import Rounded
 from freerun.metrics import Sink
 from freerun.placement.base import ExecutorSpec
 from freerun.placement.guardian import Guardian
-from freerun.recipes.control_base import ControlRun
+from freerun.recipes.control_base import ControlRun, Federation
 from freerun.rundir import PICTURES
 from freerun.staging import Cores, Outcome, Signals, open_placement, placement_kind, transports
 from freerun.store.admission import Admission
+from freerun.store.rounds import Interval
 from freerun.tasks.grades import make, missing
 from freerun.trainer.control import ControlTrainer
 from freerun.trainer.control_config import ControlTrainerConfig, DatasetConfig, ReplayConfig
 from freerun.transitions import Spaces
 from freerun.weights import shared
+
+BEAT = "beat"
+"""Name of the executor that waits, where a round ends by time."""
 
 
 async def launch_control(
@@ -61,12 +69,14 @@ async def launch_control(
         program = EnvController(
             config.control,
             placement=placement,
-            actors=[handles[name] for name in sorted(handles) if name.startswith("actor")],
+            actors=[handles[name] for name in sorted(handles, key=lambda n: (len(n), n)) if name.startswith("actor")],
             judge=handles["judge"],
             trainer=handles["trainer"],
             envs=config.actor.envs,
             capacity=capacity[0] if capacity else 1,
             rollouts=algorithm.consumes == "rollout",
+            supply=supply_of(config, time.monotonic),
+            beat=handles.get(BEAT),
             sink=sinks,
             seed=config.seed,
             scores=scores,
@@ -89,11 +99,19 @@ async def launch_control(
         shared.sweep()
 
 
+def supply_of(config: ControlRun, now: Callable[[], float]) -> Rounded | None:
+    """What decides which clients' work makes a step, by the clock `now`; None where actors only collect."""
+    federation = config.federation
+    return Rounded(federation.scheme, len(federation.clients), now) if federation is not None else None
+
+
 def executors(
     config: ControlRun, spaces: Spaces, kind: str, run_dir: Path, guardian: Guardian | None = None
 ) -> Sequence[ExecutorSpec]:
     """What to spawn: the actors, the one that judges, and the trainer, on disjoint cores. `guardian` is told which files they
     make outside the run directory."""
+    if config.federation is not None:
+        return _federated(config, config.federation, spaces, kind, run_dir, guardian)
     cores = Cores(config.actors + 1, pin=config.placement.pin and kind != "inline")
     threads = config.placement.threads or (cores.share if kind == "monarch" else len(os.sched_getaffinity(0)))
     publisher, subscriber = transports(config.weights, kind, "float32", guardian)
@@ -125,6 +143,49 @@ def executors(
         threads=threads,
     )
     return [*actors, judge, trainer]
+
+
+def _federated(
+    config: ControlRun, federation: Federation, spaces: Spaces, kind: str, run_dir: Path, guardian: Guardian | None
+) -> Sequence[ExecutorSpec]:
+    """The executors of a federation. Raises `ConfigError` for what does not go together with one."""
+    phases = config.control.phases
+    if len(phases) != 1 or not phases[0].env_steps or config.trainer.observations != "raw" or config.control.chunks != 1:
+        raise ConfigError(
+            "this run cannot be federated",
+            given=f"{len(phases)} phases, observations {config.trainer.observations}, {config.control.chunks} chunks per step",
+            expected="one phase with actors, raw observations, and one chunk per piece of work",
+            todo="correct the recipe",
+        )
+    num = len(federation.clients)
+    cores = Cores(num + 1, pin=config.placement.pin and kind != "inline")
+    publisher, subscriber = transports(config.weights, kind, "float32", guardian)
+    trainer = trainer_config(config)
+    clients = [
+        ExecutorSpec(
+            name=f"actor-{i}",
+            factory=Client,
+            args=(federation, config.actor, config.algorithm, subscriber),
+            kwargs={"index": i, "seed": config.seed, "trainer": trainer, "phase": phases[0], "sources": config.sources},
+            cores=cores.of(i + 1),
+        )
+        for i in range(num)
+    ]
+    judge = ExecutorSpec(
+        name="judge",
+        factory=Collector,
+        args=(config.judge_env or config.env, replace(config.actor, delay_median=0.0), config.algorithm, subscriber),
+        kwargs={"index": num, "seed": config.seed},
+        cores=cores.of(num),
+    )
+    server = ExecutorSpec(
+        name="trainer",
+        factory=Server,
+        args=(federation, config.algorithm, spaces, trainer, phases, (), publisher, run_dir),
+        cores=cores.of(0),
+    )
+    beat = [ExecutorSpec(name=BEAT, factory=Beat)] if isinstance(federation.scheme, Interval) else []
+    return [*clients, judge, server, *beat]
 
 
 def trainer_config(config: ControlRun) -> ControlTrainerConfig:

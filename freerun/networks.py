@@ -17,8 +17,9 @@ class Body:
     """What follows each of them."""
     layer_norm: bool = False
     """Normalise each hidden layer before its activation."""
-    encoder: Literal["flat", "pixels", "grid"] = "flat"
-    """How an observation becomes a vector: as it is, by the convolutions of Mnih et al. 2015, or by those for small grids."""
+    encoder: Literal["flat", "pixels", "grid", "auto"] = "flat"
+    """How an observation becomes a vector: as it is, by the convolutions of Mnih et al. 2015, by those for small grids, or by
+    whichever of these its shape asks for."""
     init: Literal["default", "orthogonal"] = "default"
     """Initial weights: PyTorch's own for linear layers, or orthogonal ones with zero biases, as PPO is used to."""
 
@@ -38,6 +39,8 @@ class Policy:
     """Bounds of its logarithm."""
     context: int = 0
     """Width of an input beside the observation."""
+    width: int = 0
+    """What it chooses, where that is no action of the environment: a vector so wide; 0 is an action."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +56,14 @@ class Deterministic:
 class Ensemble:
     """Independent copies of one network, computed together: critics, values, discriminators, dynamics.
 
-    Called with its inputs in order, it gives [members, B, outputs], and [members, B] where `outputs` is 1.
+    Called with its inputs in order, it gives [members, B, outputs], and [members, B] where `outputs` is 1. Its method `apart`
+    takes inputs [members, B, ...], of its own for each member.
     """
 
     reads: tuple[Literal["obs", "action", "next_obs"], ...] = ("obs", "action")
     """Inputs, put side by side; a discrete action is one-hot."""
-    outputs: int | Literal["actions"] = 1
-    """Width of the output; "actions" is one for each discrete action."""
+    outputs: int | Literal["actions", "obs"] = 1
+    """Width of the output; "actions" is one for each discrete action, "obs" one for each number of an observation."""
     members: int = 1
     """Number of copies."""
     body: Body = field(default_factory=Body)
@@ -74,4 +78,17 @@ class Scalar:
     value: float = 0.0
 
 
-Network: TypeAlias = Policy | Deterministic | Ensemble | Scalar
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """Recorded actions, found by what is near. Called with observations and actions, it gives the action [B, A] of the recorded
+    step that is nearest to `(obs_scale * obs, action)`. Nothing of it is trained; the trainer fills it with a data set."""
+
+    source: str = "dataset"
+    """Name of the data set."""
+    obs_scale: float = 1.0
+    """How much an observation, normalised if the run normalises, counts beside an action."""
+    most: int = 100_000
+    """Steps that are kept: a search takes long in millions, above all far from all of them."""
+
+
+Network: TypeAlias = Policy | Deterministic | Ensemble | Scalar | Neighbours

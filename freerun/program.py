@@ -7,6 +7,7 @@ replays.
 """
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -30,7 +31,7 @@ STALL_PERIOD = 1.0
 
 class Program(ABC):
     """Runs a job on executors that already exist; `run` returns when the last step is published and judged. `workers` are all
-    executors but the trainer. What a stall leaves behind goes into `directory`."""
+    executors but the trainer. What a stall leaves behind goes into `directory`. Seconds are those of `clock`."""
 
     def __init__(
         self,
@@ -44,10 +45,11 @@ class Program(ABC):
         save: Save | None,
         directory: Path | None,
         began: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stall_deadline, self._directory = stall_deadline, directory
         self.placement, self.trainer, self.sink, self.save = placement, trainer, sink, save
-        self.tracker = Tracker([*workers, trainer], sink, deadline=deadline, began=began)
+        self.tracker = Tracker([*workers, trainer], sink, deadline=deadline, began=began, clock=clock)
         self.loops = Loops(self._waiting)
         self.step = 0
         self.stopping = False

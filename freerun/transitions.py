@@ -12,7 +12,7 @@ Shape suffixes: T steps of a chunk, N environments of an actor, B rows of a batc
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -31,7 +31,7 @@ class Spaces:
     actions: int
     discrete: bool
     pixels: bool = False
-    """Observations are bytes from 0 to 255."""
+    """Observations are bytes: colours from 0 to 255, or symbols."""
 
 
 TRANSITIONS: Mapping[str, Column] = {
@@ -45,12 +45,13 @@ TRANSITIONS: Mapping[str, Column] = {
     "truncated": Column("B", "the episode was cut for another reason (time, failure): there is value beyond, so bootstrap"),
     "discount": Column("B", "what a value at `next_obs` counts: gamma to the number of steps, 0 where terminated"),
     "log_prob": Column("B", "log-prob (density) of the action under the policy that chose it; NaN where nobody knows"),
+    "log_prob_start": Column("B", "log-prob of the action under the policy at the start of the update"),
     "version": Column("B", "policy version that chose the action; -1 where no version of this run did"),
     "lag": Column("B", "trainer version at consumption minus `version`"),
     "episode": Column("B", "number of the episode, unique in its source"),
     "step": Column("B", "place of the transition in its episode, from 0"),
     "next_action": Column("BA", "the action that followed, where the episode went on; else zeros"),
-    "mc_return": Column("B", "discounted sum of rewards from here to the end of the data's episode"),
+    "mc_return": Column("B", "discounted sum of rewards from here to the end of the episode; NaN while that is not known"),
     "values": Column("B", "value of `obs` at the start of the update"),
     "returns": Column("B", "target of the value function, from `prepare`"),
     "advantage": Column("B", "credit of the action, from `prepare`"),
@@ -96,6 +97,7 @@ class Chunk:
     columns   `STORED` ones and those that the algorithm's `act` adds, each [T, N, ...], time first. Row (t + 1, n) follows row
               (t, n) if their episodes are the same; else a new episode began, and (t, n) is terminated or truncated
     actor     number of the actor; (actor, n) is a stream, which goes on in the actor's next chunk
+    change    where actors train too (federated training): what that changed in the weights that they were sent
     ended     episodes that ended here, in order
     failures  what failed here: each cost the episode that was under way in its environment
     """
@@ -106,6 +108,7 @@ class Chunk:
     oldest_version: int
     ended: tuple[Episode, ...] = ()
     failures: tuple[Failure, ...] = ()
+    change: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:

@@ -21,13 +21,17 @@ def block(beginning: str) -> str:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the two files that the page asks for, and nothing else changed."""
+    """A copy of the project with the files that the page asks for, and nothing else changed."""
     copy = tmp_path_factory.mktemp("project")
-    for folder in ("freerun", "tools", "tests/contract"):
+    for folder in ("freerun", "tools", "tests/contract", "tests/control"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
+    for helper in ("worlds.py", "fakes.py"):
+        shutil.copy(ROOT / "tests" / helper, copy / "tests")
     (copy / "freerun/algorithms/language/sapo.py").write_text(block("SAPO: "), encoding="utf-8")
     (copy / "sapo_addition.py").write_text(block("SAPO on "), encoding="utf-8")
+    (copy / "freerun/algorithms/control/awr.py").write_text(block("AWR: "), encoding="utf-8")
+    (copy / "awr_pendulum.py").write_text(block("AWR on "), encoding="utf-8")
     return copy
 
 
@@ -39,6 +43,42 @@ def run_in(project: Path, *arguments: str) -> str:
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
+
+IN_CONTROL = """
+import pytest
+import torch
+
+from freerun.algorithms.control import awr, bc
+from freerun.recipes import base as recipes
+from freerun.trainer.control_config import DatasetConfig
+from tools import algorithms_table
+
+
+def test_awr_with_a_large_beta_is_behaviour_cloning(toys):
+    toy = toys(awr.Config(beta=1e12), CONTINUOUS)
+    out = toy.losses(toy.batch)["actor"][1]
+    expected = -toy.networks["actor"](toy.batch["obs"]).log_prob(toy.batch["action"])
+    assert torch.allclose(out.loss, expected)
+
+
+def test_an_action_that_paid_the_log_of_two_more_counts_twice(toys):
+    toy = toys(awr.Config(beta=1.0), CONTINUOUS)
+    with torch.no_grad():
+        value = toy.networks["value"](toy.batch["obs"])[0]
+    returns = value + torch.tensor(2.0).log() * (torch.arange(len(value)) % 2)
+    out = toy.losses(toy.batch.with_columns(mc_return=returns))["actor"][1]
+    assert out.watch["weight"].tolist() == pytest.approx([1.0, 2.0] * (len(value) // 2), rel=1e-4)
+
+
+def test_the_page_of_algorithms_has_awr():
+    assert "| [`awr`](#awr) | imitation of recorded actions" in algorithms_table.page()
+
+
+def test_the_recipe_of_awr_is_one():
+    recipe = recipes.load("awr_pendulum.py").recipe()
+    assert recipe.algorithm == awr.Config(lr=1e-3, beta=50.0)
+    assert isinstance(recipe.sources[0], DatasetConfig)
+"""
 
 IN_THE_COPY = """
 import torch
@@ -70,6 +110,14 @@ def test_the_contract_the_page_and_the_recipes_find_the_new_method(project: Path
     (project / "tests/contract/test_sapo.py").write_text(IN_THE_COPY, encoding="utf-8")
     printed = run_in(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract", "-k", "sapo")
     assert int(re.search(r"(\d+) passed", printed).group(1)) > 70
+
+
+@pytest.mark.dist
+def test_the_contract_of_control_finds_the_new_method(project: Path) -> None:
+    head = "from control.conftest import CONTINUOUS\n"
+    (project / "tests/control/test_awr.py").write_text(head + IN_CONTROL, encoding="utf-8")
+    printed = run_in(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/control", "-k", "awr")
+    assert int(re.search(r"(\d+) passed", printed).group(1)) > 30
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ Shapes: T steps of a chunk, N environments, K of them, A width of a continuous a
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from freerun.actors.fleet import Fleet, Happened, seed_from
 from freerun.algorithms.control_base import Ask, ControlConfig
 from freerun.models import control as models
 from freerun.transitions import Chunk, Episode, Mode, Order
-from freerun.types import Failure, WeightsRef
+from freerun.types import Failure, Metric, WeightsRef
 from freerun.weights.channel import Subscriber
 
 LIFE, ACTOR, PLACE = 54, 42, 28
@@ -29,12 +29,13 @@ LIFE, ACTOR, PLACE = 54, 42, 28
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectReport:
-    """One chunk, and what it took. `version` is that of the weights in use."""
+    """One chunk, and what it took. `version` is that of the weights in use; `metrics` are of training that went on here."""
 
     chunk: Chunk
     version: int
     seconds: float
     swap_seconds: float
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,8 @@ class TrialReport:
 
 
 class Collector:
-    """Owns environments and the networks that act. Until the first reference arrives it holds the initial weights, which the
-    seed fixes, as version 0. Episodes to judge the policy are played in environments of their own.
+    """Owns environments and the networks that act, `policy`. Until the first reference arrives it holds the initial weights,
+    which the seed fixes, as version 0. Episodes to judge the policy are played in environments of their own.
 
     What it does follows from the arguments of its calls alone, as long as environments follow from seed and actions.
     """
@@ -76,8 +77,8 @@ class Collector:
         self._algorithm.check(spaces)
         self.spaces = spaces
         acting = {name: self._algorithm.networks[name] for name in self._algorithm.acts_with}
-        self._networks = {n: m.eval() for n, m in models.build(acting, spaces, seed=seed, normalise=normalise).items()}
-        self._weights = {f"{n}.{key}": t for n, m in self._networks.items() for key, t in m.state_dict().items()}
+        self.policy = {n: m.eval() for n, m in models.build(acting, spaces, seed=seed, normalise=normalise).items()}
+        self._weights = {f"{n}.{key}": t for n, m in self.policy.items() for key, t in m.state_dict().items()}
         self._noise = torch.Generator().manual_seed(seed_from(seed, index, "noise"))
         self.version = 0
 
@@ -141,7 +142,7 @@ class Collector:
         spaces = self._fleet.spaces
         if mode == "random":
             return self._at_random(len(obs_K))
-        return self._algorithm.act(self._networks, torch.from_numpy(obs_K), Ask(mode, taken, spaces), self._noise)
+        return self._algorithm.act(self.policy, torch.from_numpy(obs_K), Ask(mode, taken, spaces), self._noise)
 
     def _at_random(self, num: int) -> Mapping[str, Tensor]:
         spaces = self._fleet.spaces

@@ -60,6 +60,11 @@ class GymEnvironment:
             raise _unusable(config, f"actions {action}", "Discrete, or a bounded Box with one dimension")
         self.spaces = Spaces(obs=shape, actions=num, discrete=self._discrete, pixels=pixels)
 
+    @property
+    def inner(self) -> Any:
+        """The environment itself, without what Gymnasium puts around it: for who plans in it."""
+        return self._env.unwrapped
+
     def reset(self, seed: int) -> np.ndarray:
         obs, _ = self._env.reset(seed=seed)
         return self._array(obs)

@@ -31,8 +31,13 @@ __all__ = [
     "Ask",
     "ControlAlgorithm",
     "ControlConfig",
+    "Lookahead",
     "Loss",
+    "Natural",
     "Networks",
+    "Review",
+    "Reviewed",
+    "Stage",
     "State",
     "Target",
     "Term",
@@ -66,12 +71,28 @@ class LossFunction(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Natural:
+    """How a term moves its networks along the natural gradient, in place of Adam. `divergence` [B] is how far the policy has
+    moved at each row from that of a target which the algorithm keeps as it was before the step; it has no gradient there. The
+    step keeps its mean within `radius`, is found by so many `iterations` of conjugate gradients on its Hessian plus `damping`,
+    and halved up to so many times until the loss has fallen. Its term needs no learning rate."""
+
+    divergence: Callable[[Networks, Batch], Tensor]
+    radius: float = 0.01
+    damping: float = 0.1
+    iterations: int = 10
+    halvings: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """One loss and its gradient step. The gradient is taken with respect to the networks in `trains` and no others, so a loss
     need not detach them; targets have no gradient in any case.
 
     `lr` is the learning rate, or one for each of them; `every` the cadence in updates; `source` restricts the batch to the rows
-    of one source ("": all). Each network has one optimiser, which the terms that train it share.
+    of one source ("": all). Each network has one optimiser, which the terms that train it share. A term that `joins` the one
+    before it, which trains the same, makes no step of its own: the losses are added, and one step follows. `until` names a
+    watched quantity and a bound: an update in which its mean is above that is the last one of its stage.
     """
 
     name: str
@@ -80,6 +101,44 @@ class Term:
     lr: float | Mapping[str, float]
     every: int = 1
     source: str = ""
+    joins: bool = False
+    natural: Natural | None = None
+    until: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of a step on rollouts, in every so many steps: these `terms` (none named: all) over all rows, in so many epochs of
+    so many minibatches (0: as the trainer is told). Before it, networks become `copies` of others and their optimisers begin
+    anew, and `prepare` is called."""
+
+    terms: tuple[str, ...] = ()
+    every: int = 1
+    epochs: int = 0
+    minibatches: int = 0
+    copies: Mapping[str, str] = field(default_factory=dict)
+
+
+class Reviewed(NamedTuple):
+    """What a review comes to: the next state, and networks that take over the weights of others, as `{taker: giver}`."""
+
+    state: State
+    takes: Mapping[str, str] = {}
+
+
+class ReviewFunction(Protocol):
+    """Pure, without gradient; `batch` are the rows of the update, for whatever states it wants to look from."""
+
+    def __call__(self, networks: Networks, batch: Batch, state: State, generator: Generator, /) -> Reviewed: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """A look at the networks: before the first update of a phase, and after every so many. Left out of phases like a term."""
+
+    name: str
+    look: ReviewFunction
+    every: int
 
 
 class Ask(NamedTuple):
@@ -104,6 +163,12 @@ class Prepare(Protocol):
     def __call__(self, networks: Networks, batch: Batch, state: State, /) -> Mapping[str, Tensor]: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookahead(Target):
+    """A target to which its network returns: once the target has moved, the network becomes a copy of it. With `every` K these
+    are K updates and one step towards what they led to (Reptile, arXiv 1803.02999; Lookahead, arXiv 1907.08610)."""
+
+
 def no_state() -> State:
     return {}
 
@@ -118,11 +183,14 @@ class ControlAlgorithm:
     act        how an actor chooses, with the networks in `acts_with`, which are what is published
     needs      columns that the terms read; checked before the first update and again at every read
     targets    pairs of online and target networks; a target is applied every so many updates, after the terms
+    reviews    looks at the networks that may change the state and let networks take over the weights of others
     gamma      discount of values; samplers make `reward`, `discount`, `mc_return` with it
     actions    what kind of actions it is for
     consumes   "replay": terms read rows that a storage samples; "rollout": they read the chunks of the step, each row once per
                epoch, and chunks are then bounded in lag like groups of language
     prepare    columns made of whole chunks: `makes` are their names, `uses` those of the columns that it reads
+    stages     what a step on rollouts consists of, in order; none named: one stage of all terms
+    recall     steps whose chunks a step on rollouts reads: 1 is its own
     init       the initial state
     events     named moments ("phase_start", "update", "iteration_end") to pure state updates; metrics are those of the moment
     """
@@ -134,12 +202,15 @@ class ControlAlgorithm:
     acts_with: tuple[str, ...]
     needs: frozenset[str]
     targets: tuple[Target, ...] = ()
+    reviews: tuple[Review, ...] = ()
     gamma: float = 0.99
     actions: Literal["any", "continuous", "discrete"] = "any"
     consumes: Literal["replay", "rollout"] = "replay"
     prepare: Prepare | None = None
     uses: frozenset[str] = frozenset()
     makes: frozenset[str] = frozenset()
+    stages: tuple[Stage, ...] = ()
+    recall: int = 1
     init: Callable[[], State] = no_state
     events: Mapping[str, Callable[[State, Mapping[str, Metric]], State]] = field(default_factory=dict)
 
@@ -160,6 +231,7 @@ class ControlAlgorithm:
             )
         targets = {target.target for target in self.targets}
         named = {n for term in self.terms for n in term.trains} | {t.online for t in self.targets} | set(self.acts_with)
+        named |= {name for stage in self.stages for pair in stage.copies.items() for name in pair}
         if unknown := sorted((named - set(self.networks) - targets) | (targets & set(self.networks))):
             raise ConfigError(
                 f"algorithm '{self.name}' names networks wrongly: {', '.join(unknown)}",
@@ -172,9 +244,9 @@ class ControlAlgorithm:
 # --- usual ways to act -------------------------------------------------------------------------------------------------------
 
 
-def act_by_sampling(policy: str) -> Act:
-    """Explore by sampling the distribution that network `policy` gives; be judged by its mode."""
-    return partial(_sample, policy=policy)
+def act_by_sampling(policy: str, *, judged: str = "") -> Act:
+    """Explore by sampling the distribution that network `policy` gives; be judged by its mode, or by that of `judged`."""
+    return partial(_sample, policy=policy, judged=judged or policy)
 
 
 def act_with_noise(policy: str, std: float) -> Act:
@@ -182,11 +254,12 @@ def act_with_noise(policy: str, std: float) -> Act:
     return partial(_add_noise, policy=policy, std=std)
 
 
-def _sample(networks: Networks, obs: Tensor, ask: Ask, generator: Generator, *, policy: str) -> Mapping[str, Tensor]:
-    distribution = networks[policy](obs)
+def _sample(
+    networks: Networks, obs: Tensor, ask: Ask, generator: Generator, *, policy: str, judged: str
+) -> Mapping[str, Tensor]:
     if ask.mode == "greedy":
-        return greedily(distribution.mode)
-    action, logp_N = distribution.sample(generator)
+        return greedily(networks[judged](obs).mode)
+    action, logp_N = networks[policy](obs).sample(generator)
     return {"action": action, "log_prob": logp_N}
 
 

@@ -10,13 +10,14 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from freerun.errors import ConfigError
-from freerun.networks import Body, Deterministic, Ensemble, Network, Policy, Scalar
+from freerun.networks import Body, Deterministic, Ensemble, Neighbours, Network, Policy, Scalar
 from freerun.ops.distributions import Categorical, Distribution, Gaussian, SquashedGaussian
 from freerun.transitions import Spaces
 
@@ -46,6 +47,10 @@ def _build(network: Network, spaces: Spaces, generator: Generator, normalise: bo
             return EnsembleNetwork(network, spaces, generator, normalise)
         case Scalar():
             return ScalarNetwork(network)
+        case Neighbours():
+            from freerun.models.neighbours import NeighboursNetwork
+
+            return NeighboursNetwork(network, Observer(Body(), spaces, generator, normalise))
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------------------
@@ -60,18 +65,21 @@ class Observer(nn.Module):
     def __init__(self, body: Body, spaces: Spaces, generator: Generator, normalise: bool) -> None:
         super().__init__()
         self.normalise = normalise and not spaces.pixels
-        self._dims, self._pixels = len(spaces.obs), spaces.pixels
+        self._dims = len(spaces.obs)
+        # Colours go up to 255, the symbols of MiniGrid to 10: its images are of bytes too.
+        encoder = _fitting(spaces.obs) if body.encoder == "auto" else body.encoder
+        self._largest = {"pixels": 255.0, "grid": 10.0, "flat": 1.0}[encoder] if spaces.pixels else 1.0
         if self.normalise:
             self.register_buffer("shift", torch.zeros(spaces.obs))
             self.register_buffer("scale", torch.ones(spaces.obs))
-        if (body.encoder != "flat") != (len(spaces.obs) == 3):
+        if (encoder != "flat") != (len(spaces.obs) == 3):
             raise ConfigError(
-                f"encoder '{body.encoder}' does not fit the observations",
+                f"encoder '{encoder}' does not fit the observations",
                 given=f"observations of shape {spaces.obs}",
                 expected="'flat' for vectors; 'pixels' or 'grid' for three dimensions, channels first",
                 todo="set the encoder of the algorithm's networks",
             )
-        self.convolutions = _convolutions(body.encoder, spaces.obs, generator) if body.encoder != "flat" else None
+        self.convolutions = _convolutions(encoder, spaces.obs, generator) if encoder != "flat" else None
         with torch.no_grad():
             self.width = int(self(torch.zeros(1, *spaces.obs)).shape[-1])
 
@@ -82,14 +90,23 @@ class Observer(nn.Module):
             return obs_B
         lead = obs_B.shape[: -self._dims]
         image_B = obs_B.reshape(-1, *obs_B.shape[-self._dims :])
-        image_B = image_B.float() / 255.0 if self._pixels else image_B.float()
-        return self.convolutions(image_B).reshape(*lead, -1)
+        return self.convolutions(image_B.float() / self._largest).reshape(*lead, -1)
+
+    @property
+    def statistics(self) -> Tensor:
+        """What inputs are normalised with, as one tensor; empty where they are not."""
+        return torch.stack([self.shift, self.scale]) if self.normalise else torch.zeros(0)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """From now on inputs are `(obs - mean) / std`."""
         if self.normalise:
             self.shift.copy_(mean)
             self.scale.copy_(1.0 / std)
+
+
+def _fitting(shape: Sequence[int]) -> str:
+    """The encoder for observations of this shape: convolutions for pixels reduce an image to a thirtieth."""
+    return "flat" if len(shape) != 3 else "pixels" if min(shape[1:]) >= 36 else "grid"
 
 
 def _convolutions(encoder: str, shape: Sequence[int], generator: Generator) -> nn.Sequential:
@@ -121,13 +138,15 @@ class Layers(nn.Module):
         for i, layer in enumerate(linear):
             last = i == len(linear) - 1
             _initialise(layer.weight, layer.bias, body.init, gain if last else GAINS[body.activation], generator)
+        # The same parameters: for small networks looking a module up and calling it costs as much as its arithmetic.
+        self._parts = [(layer.weight, layer.bias) for layer in linear]
 
     def forward(self, x_BI: Tensor) -> Tensor:
-        last = len(self.linear) - 1
-        for i in range(last):
-            x_BI = self.linear[i](x_BI)
+        *hidden, (last_OI, last_O) = self._parts
+        for i, (weight_OI, bias_O) in enumerate(hidden):
+            x_BI = F.linear(x_BI, weight_OI, bias_O)
             x_BI = self._activation(x_BI if self.norms is None else self.norms[i](x_BI))
-        return self.linear[last](x_BI)
+        return F.linear(x_BI, last_OI, last_O)
 
 
 class StackedLayers(nn.Module):
@@ -148,19 +167,22 @@ class StackedLayers(nn.Module):
             last = i == len(pairs) - 1
             for weight_IO, bias_1O in zip(weight_MIO.data, bias_M1O.data, strict=True):
                 _initialise(weight_IO.T, bias_1O[0], body.init, gain if last else GAINS[body.activation], generator)
+        self._parts = list(zip(self.weights, self.biases, strict=True))
+        self._norms = list(zip(self.norm_weights, self.norm_biases, strict=True))
 
     def forward(self, x_BI: Tensor) -> Tensor:
         x = x_BI.expand(self._members, *x_BI.shape) if x_BI.dim() == 2 else x_BI
-        last = len(self.weights) - 1
-        for i in range(last):
-            x = torch.baddbmm(self.biases[i], x, self.weights[i])
-            if len(self.norm_weights):
-                x = torch.addcmul(self.norm_biases[i], F.layer_norm(x, x.shape[-1:]), self.norm_weights[i])
+        *hidden, (last_MIO, last_M1O) = self._parts
+        for i, (weight_MIO, bias_M1O) in enumerate(hidden):
+            x = torch.baddbmm(bias_M1O, x, weight_MIO)
+            if self._norms:
+                scale_M1O, shift_M1O = self._norms[i]
+                x = torch.addcmul(shift_M1O, F.layer_norm(x, x.shape[-1:]), scale_M1O)
             x = self._activation(x)
-        if self.weights[last].shape[-1] == 1:
+        if last_MIO.shape[-1] == 1:
             # One output is an inner product; as a matrix product it is several times slower to differentiate.
-            return (x * self.weights[last].transpose(1, 2)).sum(-1, keepdim=True) + self.biases[last]
-        return torch.baddbmm(self.biases[last], x, self.weights[last])
+            return (x * last_MIO.transpose(1, 2)).sum(-1, keepdim=True) + last_M1O
+        return torch.baddbmm(last_M1O, x, last_MIO)
 
 
 def _initialise(weight_OI: Tensor, bias_O: Tensor | None, how: str, gain: float, generator: Generator) -> None:
@@ -185,14 +207,15 @@ class PolicyNetwork(nn.Module):
 
     def __init__(self, network: Policy, spaces: Spaces, generator: Generator, normalise: bool) -> None:
         super().__init__()
-        self._network, self._discrete, self._width = network, spaces.discrete, spaces.actions
-        self._both = network.state_std and not spaces.discrete
+        self._network, self._width = network, network.width or spaces.actions
+        self._discrete = spaces.discrete and not network.width
+        self._both = network.state_std and not self._discrete
         self.observer = Observer(network.body, spaces, generator, normalise)
-        outputs = spaces.actions * (2 if self._both else 1)
+        outputs = self._width * (2 if self._both else 1)
         gain = 0.01 if network.body.init == "orthogonal" else 1.0
         self.layers = Layers(self.observer.width + network.context, outputs, network.body, generator, gain=gain)
-        if not spaces.discrete and not network.state_std:
-            self.log_std = nn.Parameter(torch.zeros(spaces.actions))
+        if not self._discrete and not network.state_std:
+            self.log_std = nn.Parameter(torch.zeros(self._width))
 
     def forward(self, obs_B: Tensor, *context: Tensor) -> Distribution:
         x_BI = self.observer(obs_B)
@@ -231,7 +254,8 @@ class EnsembleNetwork(nn.Module):
         super().__init__()
         self._network, self._spaces = network, spaces
         self.observer = Observer(network.body, spaces, generator, normalise)
-        outputs = spaces.actions if network.outputs == "actions" else network.outputs
+        wide = {"actions": spaces.actions, "obs": math.prod(spaces.obs)}
+        outputs = network.outputs if isinstance(network.outputs, int) else wide[network.outputs]
         widths = {"obs": self.observer.width, "next_obs": self.observer.width, "action": spaces.actions}
         width = sum(widths[name] for name in network.reads) + network.context
         self._single = outputs == 1
@@ -251,6 +275,13 @@ class EnsembleNetwork(nn.Module):
             out_MBO = self.layers(x_BI)
         else:
             out_MBO = self.layers(x_BI.reshape(-1, x_BI.shape[-1])).unflatten(1, lead)
+        return out_MBO.squeeze(-1) if self._single else out_MBO
+
+    def apart(self, *inputs: Tensor) -> Tensor:
+        """Each member at inputs of its own: [members, B, ...] in, [members, B] or [members, B, outputs] out."""
+        parts = [self._read(name, value) for name, value in zip(self._network.reads, inputs, strict=False)]
+        x_MBI = torch.cat([*parts, *inputs[len(self._network.reads) :]], -1)
+        out_MBO = self.layers(x_MBI)
         return out_MBO.squeeze(-1) if self._single else out_MBO
 
     def _read(self, name: str, value_B: Tensor) -> Tensor:
@@ -276,3 +307,18 @@ def set_statistics(networks: Mapping[str, nn.Module], mean: Tensor, std: Tensor)
         for module in network.modules():
             if isinstance(module, Observer):
                 module.set_statistics(mean, std)
+
+
+class Remembers(Protocol):
+    """A network that is filled with recorded steps."""
+
+    def remember(self, obs_R: Tensor, action_RA: Tensor) -> None: ...
+
+
+def remember(
+    networks: Mapping[str, nn.Module], described: Mapping[str, Network], source: str, obs_R: Tensor, action_RA: Tensor
+) -> None:
+    """Give every network that looks things up in the data set `source` its steps."""
+    for name, description in described.items():
+        if isinstance(description, Neighbours) and description.source == source:
+            cast(Remembers, networks[name]).remember(obs_R, action_RA)

@@ -104,6 +104,22 @@ class Categorical(NamedTuple):
         return self.logp_BA.argmax(-1)
 
 
+def repeated(policy: Distribution, num: int) -> Distribution:
+    """`num` copies side by side, in front: samples are [num, B, ...], each drawn for itself."""
+    match policy:
+        case Gaussian() | SquashedGaussian() | Categorical():
+            return type(policy)(*(part.expand(num, *part.shape) for part in policy))
+    raise TypeError(f"copies of a {type(policy).__name__} are not defined")
+
+
+def still(policy: Distribution) -> Distribution:
+    """The same distribution as a constant: what it says of an action has a gradient in the action alone."""
+    match policy:
+        case Gaussian() | SquashedGaussian() | Categorical():
+            return type(policy)(*(part.detach() for part in policy))
+    raise TypeError(f"a {type(policy).__name__} cannot be held still")
+
+
 def log_slope(u_BA: Tensor) -> Tensor:
     """`sum log(1 - tanh(u)^2)` over the last dimension, stable for large |u|."""
     return (2.0 * (math.log(2.0) - u_BA - F.softplus(-2.0 * u_BA))).sum(-1)

@@ -24,7 +24,7 @@ def expectile(error_B: Tensor, share: float) -> Tensor:
 
 
 def exp_weight(advantage_B: Tensor, inverse_temperature: float, cap: float) -> Tensor:
-    """`min(exp(b A), cap)`, detached; the cap is applied before `exp`, so nothing overflows (AWR, arXiv 1910.00177)."""
+    """`min(exp(b A), cap)`, detached, so that an overflow is capped like any other weight (AWR, arXiv 1910.00177)."""
     return (inverse_temperature * advantage_B.detach()).exp().clamp(max=cap)
 
 

@@ -1,8 +1,8 @@
-"""A one-million-parameter transformer, from random weights: supervised warm start on sums, then asynchronous RL, in a minute or
-two.
+"""A transformer of half a million parameters, from random weights: supervised warm start on sums until it knows some of them,
+then asynchronous RL, in about a minute.
 
-Nothing is downloaded. Meant for trying a change at once: every part of the engine runs. The warm start learns; the RL stage
-does not yet improve on it (docs/results.md).
+Nothing is downloaded. Meant for trying a change at once: every part of the engine runs, and every method has a recipe that
+differs from this one in what is its own.
 """
 
 from freerun.actors.generator import GeneratorConfig
@@ -36,5 +36,5 @@ def recipe() -> RunConfig:
             sample_every=8,
         ),
         generator=GeneratorConfig(max_context=32, dtype="float32"),
-        trainer=TrainerConfig(lr=3e-4, warmup_steps=10, packing="rows", micro_tokens=4096, dtype="float32"),
+        trainer=TrainerConfig(lr=1.5e-4, warmup_steps=10, packing="rows", micro_tokens=4096, dtype="float32"),
     )

@@ -143,6 +143,9 @@ class Turns:
     `lead` draws more; an item may be inserted while less than a batch is due, and `ahead` items more, or if there is none. So
     `-lead <= due < batch + (ahead + 1) * ratio` as long as items are there, and with neither the two take strict turns. There
     is always somebody who can go on, whatever the numbers.
+
+    With `most`, a consumer that would have to wait for slow producers may go on up to `most * (inserted - size) + lead` draws:
+    `ratio` is then the least that an item is used, and what is left between the two is decided by who is slower.
     """
 
     ratio: float
@@ -155,18 +158,20 @@ class Turns:
     """Draws that the consumer may make before they are due."""
     ahead: int = 0
     """Items that may be inserted before their turn."""
+    most: float = 0.0
+    """Draws per inserted item that the consumer may make; what is below `ratio` means no more than that."""
 
     @property
     def need(self) -> int:
         return 1
 
     def may_insert(self, level: Level) -> bool:
-        return not level.backlog or self._due(level) < self.batch + self.ahead * self.ratio
+        return not level.backlog or self._due(level, self.ratio) < self.batch + self.ahead * self.ratio
 
     def budget(self, level: Level) -> int:
         if not level.backlog or level.inserted < self.size:
             return 0
-        return max(0, int(self._due(level) + self.lead + 1e-9))
+        return max(0, int(self._due(level, max(self.ratio, self.most)) + self.lead + 1e-9))
 
     def deadlock(self, uses: int) -> str:
         if self.ratio <= 0:
@@ -179,5 +184,5 @@ class Turns:
             return f"items that may be drawn {uses} times can be used up before their draws are due"
         return ""
 
-    def _due(self, level: Level) -> float:
-        return self.ratio * (level.inserted - self.size) - level.drawn
+    def _due(self, level: Level, ratio: float) -> float:
+        return ratio * (level.inserted - self.size) - level.drawn

@@ -1,6 +1,7 @@
 """Batches from several tables, in shares that are constant or move along a schedule: hybrid, offline to online, rehearsal."""
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,34 @@ class Portions:
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._owed = dict(state["owed"])
+
+
+class Spells:
+    """As `Portions`, but every batch comes from one source, which is drawn in proportion to the shares for `length` batches at
+    a time. `seed` fixes the draws. Raises `ConfigError` for shares that cannot make a batch."""
+
+    def __init__(self, shares: Mapping[str, Share], n: int, *, length: int, seed: int) -> None:
+        Portions(shares, n)
+        self.shares, self.n = shares, n
+        self._length, self._chance = length, random.Random(seed)
+        self._now, self._left = "", 0
+
+    def take(self, step: int) -> dict[str, int]:
+        """The numbers for the batch at `step`, given."""
+        if not self._left:
+            weights = [share.at(step) for share in self.shares.values()]
+            (self._now,), self._left = self._chance.choices(list(self.shares), weights), self._length
+        self._left -= 1
+        return {name: self.n if name == self._now else 0 for name in self.shares}
+
+    def state(self) -> dict[str, Any]:
+        version, internal, gauss = self._chance.getstate()
+        return {"now": self._now, "left": self._left, "chance": [version, list(internal), gauss]}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._now, self._left = state["now"], state["left"]
+        version, internal, gauss = state["chance"]
+        self._chance.setstate((version, tuple(internal), gauss))
 
 
 class Mix:

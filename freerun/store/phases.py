@@ -37,6 +37,9 @@ class Phase:
     """Without actors: gradient updates."""
     utd: float = 1.0
     """With actors and replay: updates per environment step; 0 only collects."""
+    utd_most: float = 0.0
+    """With actors and replay: updates per environment step that the trainer may make where it would have to wait for slow
+    environments; what is below `utd` means no more than that."""
     start: int = 0
     """Environment steps of the phase before its first update; they are not made up for."""
     random: int = 0
@@ -44,12 +47,16 @@ class Phase:
     act: Literal["explore", "greedy", "random"] = "explore"
     """How actors act after those."""
     sources: tuple[Portion, ...] = ()
-    """What a batch is made of; none named: all sources of the run in equal parts. Where terms read rollouts, what comes beside
-    them."""
+    """What a batch is made of; none named: all sources of the run in equal parts, and without actors its data sets, if it has
+    any. Where terms read rollouts, what comes beside them."""
+    spell: int = 0
+    """Updates in a row whose rows all come from one source, drawn in proportion to the shares; 0 mixes within every batch."""
     off: tuple[str, ...] = ()
-    """Terms that are left out."""
+    """Terms and reviews that are left out."""
     frozen: tuple[str, ...] = ()
     """Networks that no term trains."""
+    every: Mapping[str, int] = field(default_factory=dict)
+    """Updates per update of a term, by its name, where that is another number than the algorithm's own."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the algorithm's state that are set at the start of the phase."""
     fresh: tuple[str, ...] = ()
@@ -58,8 +65,13 @@ class Phase:
     def __post_init__(self) -> None:
         rules = {
             "env_steps or updates": bool(self.env_steps) != bool(self.updates),
-            "no negative number": min(self.env_steps, self.updates, self.utd, self.start, self.random) >= 0,
+            "no negative number": min(
+                self.env_steps, self.updates, self.utd, self.utd_most, self.start, self.random, self.spell
+            )
+            >= 0,
             "start < env_steps, or no updates": self.start < self.env_steps or not self.utd or not self.env_steps,
+            "utd above 0, for more than that": self.utd > 0 or not self.utd_most,
+            "every >= 1": min(self.every.values(), default=1) >= 1,
             "sources of different names": len({p.source for p in self.sources}) == len(self.sources),
         }
         for rule, holds in rules.items():

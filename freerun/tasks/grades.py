@@ -80,7 +80,7 @@ MAKINGS: Mapping[str, Making] = {
         size=50_000,
     ),
 }
-"""Environments by name, in the order of what they cost. PointMaze needs the package gymnasium-robotics."""
+"""Environments by name, in the order of what they cost."""
 
 
 def make(name: str, *, seed: int = 0, progress: Progress = lambda what, share: None) -> list[Grade]:

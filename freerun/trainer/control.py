@@ -6,26 +6,29 @@ rollouts), then `finish_step` (its updates; publication of version v + 1). The c
 Shapes: T steps of a chunk, N environments, R rows of a step, B rows of a batch.
 """
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from freerun import plainfiles as files
-from freerun.algorithms.control_base import ControlConfig, State
+from freerun.algorithms.control_base import ControlConfig, Stage, State
 from freerun.datasets.base import Episodes
 from freerun.errors import ConfigError, DataError, Diverged, StaleItem
 from freerun.ops.ratios import lag_counts
 from freerun.store.phases import Phase, Plan
 from freerun.trainer.control_config import ControlTrainerConfig, DatasetConfig, SourceConfig
-from freerun.trainer.control_update import NotFinite, Updater
+from freerun.trainer.control_update import NotFinite, Updated, Updater
 from freerun.trainer.reports import AccumulateReport, StepReport
+from freerun.trainer.rollouts import Rollouts
 from freerun.trainer.sources import Batches, Source, Sources, load
 from freerun.trainer.statistics import RewardScale, Running
-from freerun.transitions import Chunk, Spaces, transitions
+from freerun.transitions import Chunk, Spaces
 from freerun.types import Histogram, Max, Mean, Metric, Sum, WeightsRef, merge_all
 from freerun.weights.channel import Publisher
 
@@ -58,7 +61,7 @@ class ControlTrainer:
         self._publisher = publisher()
         self._pinned: frozenset[int] = frozenset()
         self.version, self._phase, self._phase_updates = 0, -1, 0
-        self._chunks: list[Chunk] = []
+        self._rollouts = Rollouts(self._algorithm, self._device)
         self._last = Batches({})
         self._records: list[Mapping[str, Metric]] = []
         self._seconds: dict[str, float] = {}
@@ -72,9 +75,12 @@ class ControlTrainer:
                 self._adapt_to_data(episodes)
                 paid = episodes.columns["reward"] * self._scale + config.reward_shift
                 built[source.name] = load(source, episodes, paid, gamma=algorithm.gamma)
+                rows = built[source.name].storage.columns
+                self._updater.remember(source.name, rows["obs"], rows["action"])
             else:
                 mapped = self._directory / f"storage-{source.name}" if source.mapped and self._directory else None
-                built[source.name] = Source(source, source.capacity, gamma=algorithm.gamma, directory=mapped)
+                returns = "mc_return" in algorithm.needs
+                built[source.name] = Source(source, source.capacity, gamma=algorithm.gamma, directory=mapped, returns=returns)
         # What `prepare` makes of rollouts is no column of any storage.
         names = algorithm.needs if algorithm.consumes == "replay" else algorithm.needs - algorithm.makes
         generator = torch.Generator().manual_seed(config.seed + 1)
@@ -93,7 +99,10 @@ class ControlTrainer:
 
     def start(self) -> WeightsRef:
         """Publish the current weights: version 0, or the one that was loaded."""
-        return self._publisher.publish(self.version, self._updater.published())
+        return self._publisher.publish(self.version, self._published())
+
+    def _published(self) -> dict[str, Tensor]:
+        return self._updater.published()
 
     def accumulate(self, chunks: Sequence[Chunk]) -> AccumulateReport:
         """Take chunks: for this step where terms read rollouts, else into the storage named "replay", or the first one that
@@ -107,11 +116,10 @@ class ControlTrainer:
                 reward_TN = self._paid(chunk)
                 columns = {**chunk.columns, "reward": reward_TN}
                 if self._algorithm.consumes == "rollout":
-                    self._chunks.append(_with_columns(chunk, columns))
+                    self._rollouts.add(replace(chunk, columns=columns, ended=(), failures=()))
                 else:
-                    source = self._filled()
-                    source.sampler.inserted(source.storage.insert_chunk(chunk.item, chunk.actor, columns))
-        return AccumulateReport(len(self._chunks), 0)
+                    self._filled().insert(chunk.item, chunk.actor, columns)
+        return AccumulateReport(len(self._rollouts), 0)
 
     def finish_step(self, keep: Iterable[int] = (), plan: Plan | None = None) -> StepReport:
         """Do the updates of the step, and publish version v + 1. Versions in `keep` stay readable, those that an earlier step
@@ -119,18 +127,19 @@ class ControlTrainer:
         plan = plan or Plan()
         self._enter(plan)
         with self._saving_what_is_not_finite():
-            num = self._learn_from_rollouts(plan) if self._chunks else self._learn_from_storages(plan)
+            num = self._learn_from_rollouts(plan) if len(self._rollouts) else self._learn_from_storages(plan)
         if self._config.observations == "running" and self._observed.count:
             # After the updates: what was collected for them was seen with the statistics of its version.
             self._updater.set_statistics(*self._observed.statistics())
         self.version += 1
         with self._timed("publish"):
             self._hold(frozenset(keep))
-            ref = self._publisher.publish(self.version, self._updater.published())
+            ref = self._publisher.publish(self.version, self._published())
         metrics = merge_all(self._records) | {"updates": Sum(num)}
         metrics |= {f"time/{phase}": Sum(seconds) for phase, seconds in self._seconds.items()}
         self._fire("iteration_end", metrics)
-        seconds, self._seconds, self._records, self._chunks = self._seconds, {}, [], []
+        self._rollouts.end_step()
+        seconds, self._seconds, self._records = self._seconds, {}, []
         return StepReport(self.version, ref, metrics, seconds)
 
     def _enter(self, plan: Plan) -> None:
@@ -154,49 +163,67 @@ class ControlTrainer:
         for i in range(plan.updates):
             with self._timed("sample"):
                 rows = next(batches)
-            self._update(rows, plan, report=i == plan.updates - 1)
+            updated = self._update(rows, plan, report=i == plan.updates - 1)
+        self._records.append(updated.metrics)
+        self._records += [self._sources.sources[name].ages(self.version) for name in rows.by_source]
         return plan.updates
 
     def _learn_from_rollouts(self, plan: Plan) -> int:
-        """Epochs of minibatches over the step's chunks, each row once per epoch, beside rows of other sources."""
-        algorithm, config = self._algorithm, self._config
+        """The stages whose turn it is."""
+        stages = self._algorithm.stages or (Stage(),)
+        due = [stage for stage in stages if (self.version + 1) % stage.every == 0]
+        return sum(self._run(stage, plan, first=i == 0) for i, stage in enumerate(due))
+
+    def _run(self, stage: Stage, plan: Plan, *, first: bool) -> int:
+        """Epochs of minibatches over the rows of rollouts, each row once per epoch, beside rows of other sources."""
+        config = self._config
         with self._timed("prepare"), torch.no_grad():
-            whole = {n: torch.cat([c.columns[n] for c in self._chunks], 1).to(self._device) for n in self._chunks[0].columns}
-            whole["lag"] = self.version - whole["version"]
-            batch = transitions(whole)
-            if algorithm.prepare is not None:
-                reader = batch.read_by(f"algorithm '{algorithm.name}'")
-                batch = batch.with_columns(**algorithm.prepare(self._updater.networks, reader, self._state))
-            flat = transitions({name: batch[name].flatten(0, 1) for name in batch if name in algorithm.needs})
-        self._records.append(_lags(whole["lag"]))
-        num, size = len(flat["obs"]), -(-len(flat["obs"]) // config.minibatches)
-        last = config.epochs * -(-num // size)
+            self._updater.copy(stage.copies)
+            rows = self._rollouts.rows(self._updater.networks, self._state, self.version)
+        num, minibatches = len(rows["lag"]), stage.minibatches or config.minibatches
+        epochs, size = stage.epochs or config.epochs, -(-num // minibatches)
+        last = epochs * -(-num // size)
         others: Iterator[Batches] = iter(())
         if self._sources.gives:
             others = self._sources.batches(last, step=self._phase_updates, version=self.version, max_age=None)
-        done = 0
-        for _ in range(config.epochs):
-            order_R = torch.randperm(num, generator=self._noise, device=self._device)
-            for index_B in order_R.split(size):
-                done += 1
-                beside = next(others).by_source if self._sources.gives else {}
-                self._update(Batches({ROLLOUT: flat.rows(index_B), **beside}), plan, report=done == last)
+        orders = (torch.randperm(num, generator=self._noise, device=self._device).split(size) for _ in range(epochs))
+        terms = [term for term in self._algorithm.terms if not stage.terms or term.name in stage.terms]
+        may_end = any(term.until is not None for term in terms)
+        updated = Updated({}, None, False)
+        for done, index_B in enumerate(itertools.chain.from_iterable(orders), 1):
+            beside = next(others).by_source if self._sources.gives else {}
+            batches = Batches({ROLLOUT: rows.rows(index_B), **beside})
+            updated = self._update(batches, plan, report=may_end or done == last, only=stage.terms)
+            if updated.enough:
+                break
+        self._records.append(updated.metrics)
+        self._records += [self._sources.sources[name].ages(self.version) for name in batches.by_source if name != ROLLOUT]
+        if first:
+            self._records.append(_lags(rows["lag"]))
         return done
 
-    def _update(self, batches: Batches, plan: Plan, *, report: bool) -> None:
+    def _update(self, batches: Batches, plan: Plan, *, report: bool, only: Collection[str] = ()) -> Updated:
         self._last = batches
+        if not self._phase_updates:
+            self._review(batches, plan)
         share = 1.0 - plan.done if self._config.schedule == "linear" else 1.0
         with self._timed("update"):
-            metrics, surprise = self._updater.update(
-                batches, self._state, self._noise, self._phases[plan.phase], lr_share=share, report=report
-            )
+            phase = self._phases[plan.phase]
+            updated = self._updater.update(batches, self._state, self._noise, phase, lr_share=share, report=report, only=only)
         self._phase_updates += 1
-        if surprise is not None:
-            self._tell_samplers(batches, surprise)
-        if report:
-            self._records.append(metrics)
-            self._records += [self._sources.sources[n].ages(self.version) for n in batches.by_source if n != ROLLOUT]
-        self._fire("update", metrics)
+        self._review(batches, plan)
+        if updated.surprise is not None:
+            self._tell_samplers(batches, updated.surprise)
+        self._fire("update", updated.metrics)
+        return updated
+
+    def _review(self, batches: Batches, plan: Plan) -> None:
+        """Reviews whose turn it is."""
+        off = self._phases[plan.phase].off
+        for review in self._algorithm.reviews:
+            if self._phase_updates % review.every == 0 and review.name not in off:
+                with self._timed("review"):
+                    self._state = self._updater.review(review, batches.of(""), self._state, self._noise)
 
     def _tell_samplers(self, batches: Batches, surprise_B: Tensor) -> None:
         """Give each source that goes by surprise its part; rows of the union are in the order of the sources."""
@@ -257,6 +284,17 @@ class ControlTrainer:
 
     # --- versions and checkpoints --------------------------------------------------------------------------------------------
 
+    def weights(self) -> dict[str, Tensor]:
+        """All networks, targets included, as `<network>.<name>`: copies."""
+        return {name: tensor.clone() for name, tensor in self._updater.weights().items()}
+
+    def set_weights(self, tensors: Mapping[str, Tensor], version: int) -> None:
+        """Go on from these weights, which `weights` gave somewhere, as those of `version`. Optimisers and storages stay."""
+        self.version = version
+        with torch.no_grad():
+            for name, own in self._updater.weights().items():
+                own.copy_(tensors[name])
+
     def save(self, directory: str | Path) -> None:
         """Write networks, optimisers, algorithm state, storages, random states and counters into `directory`. Chunks of a step
         that is not finished are not saved: they are to be given again."""
@@ -275,6 +313,7 @@ class ControlTrainer:
                 "observed": self._observed.state(),
                 "rewards": self._rewards.state(),
                 "scale": self._scale,
+                "rollouts": self._rollouts.state(),
                 "noise": self._noise.get_state(),
             },
         )
@@ -293,7 +332,8 @@ class ControlTrainer:
         self._observed.load(values["observed"])
         self._rewards.load(values["rewards"])
         self._noise.set_state(values["noise"])
-        self._chunks, self._records = [], []
+        self._rollouts.load(values["rollouts"])
+        self._records = []
         return self.version
 
     def close(self) -> None:
@@ -340,10 +380,6 @@ class ControlTrainer:
         for version in self._pinned - keep:
             self._publisher.release(version)
         self._pinned = keep
-
-
-def _with_columns(chunk: Chunk, columns: Mapping[str, Tensor]) -> Chunk:
-    return Chunk(item=chunk.item, actor=chunk.actor, columns=columns, oldest_version=chunk.oldest_version)
 
 
 def _lags(lag_TN: Tensor) -> dict[str, Metric]:

@@ -8,24 +8,34 @@ Shapes: B rows of a batch.
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim.adamw import adamw
 
-from freerun.algorithms.control_base import ControlAlgorithm, State, Target, Term
+from freerun.algorithms.control_base import ControlAlgorithm, Lookahead, Loss, Natural, Review, State, Target, Term
 from freerun.models import control as models
 from freerun.store.phases import Phase
 from freerun.trainer.control_config import ControlTrainerConfig
+from freerun.trainer.natural import natural_step
 from freerun.trainer.sources import Batches
 from freerun.transitions import Spaces
-from freerun.types import Mean, Metric
+from freerun.types import Batch, Mean, Metric
 
 
 class NotFinite(ArithmeticError):
     """A loss or a gradient norm is not a finite number. Arguments: which of the two, and the value."""
+
+
+class Updated(NamedTuple):
+    """What an update gives: everything measured, or nothing if nobody asked; how far off the rows were, if a term knows;
+    whether a term has had enough."""
+
+    metrics: dict[str, Metric]
+    surprise: Tensor | None
+    enough: bool
 
 
 class Moments:
@@ -80,35 +90,81 @@ class Updater:
             for t in algorithm.targets
         ]
 
-    def due(self, phase: Phase) -> list[Term]:
-        """Terms whose turn it is in the next update: the last of every so many."""
+    def due(self, phase: Phase, only: Collection[str] = ()) -> list[Term]:
+        """Terms whose turn it is in the next update, the last of every so many; of those in `only`, if any are named."""
         return [
             term
             for term in self._algorithm.terms
-            if (self.num_updates + 1) % term.every == 0 and term.name not in phase.off and set(term.trains) - set(phase.frozen)
+            if (self.num_updates + 1) % phase.every.get(term.name, term.every) == 0
+            and term.name not in phase.off
+            and (not only or term.name in only)
+            and set(term.trains) - set(phase.frozen)
         ]
 
     def update(
-        self, batches: Batches, state: State, generator: Generator, phase: Phase, *, lr_share: float, report: bool
-    ) -> tuple[dict[str, Metric], Tensor | None]:
-        """One update. With `report`, everything measured; else nothing. Also how far off the rows were, if a term knows.
-        Raises `NotFinite`, where it looks."""
+        self,
+        batches: Batches,
+        state: State,
+        generator: Generator,
+        phase: Phase,
+        *,
+        lr_share: float,
+        report: bool,
+        only: Collection[str] = (),
+    ) -> Updated:
+        """One update, of the terms in `only` if any are named. Raises `NotFinite`, where it looks."""
         metrics: dict[str, Metric] = {}
-        surprise: Tensor | None = None
-        for term in self.due(phase):
-            reader = f"term '{term.name}' of algorithm '{self._algorithm.name}'"
-            batch = batches.of(term.source).read_by(reader)
-            out = term.loss(self.networks, batch, state, generator)
-            loss_B = out.loss * batch["weight"] if "weight" in batch else out.loss
-            trains = [name for name in term.trains if name not in phase.frozen]
-            loss = loss_B.mean()
-            norm = self._step(loss, term, trains, lr_share, look=report)
-            surprise = out.surprise.detach() if out.surprise is not None else surprise
-            if report:
-                metrics |= _measured(term, loss, out.watch, norm)
+        surprise, enough = None, False
+        for terms in joined(self.due(phase, only)):
+            rows = [
+                (term, batches.of(term.source).read_by(f"term '{term.name}' of algorithm '{self._algorithm.name}'"))
+                for term in terms
+            ]
+            trains = [name for name in terms[0].trains if name not in phase.frozen]
+            if terms[0].natural is not None:
+                metrics |= self._natural(terms[0].natural, rows, trains, state, generator)
+                continue
+            outs = [term.loss(self.networks, batch, state, generator) for term, batch in rows]
+            losses = [_mean(out, batch) for out, (_, batch) in zip(outs, rows, strict=True)]
+            norm = self._step(torch.stack(losses).sum(), terms[0], trains, lr_share, look=report)
+            for term, loss, out in zip(terms, losses, outs, strict=True):
+                surprise = out.surprise.detach() if out.surprise is not None else surprise
+                if term.until is not None:
+                    enough = enough or float(out.watch[term.until[0]].detach().mean()) > term.until[1]
+                if report:
+                    metrics |= _measured(term, loss, out.watch, norm)
         self.num_updates += 1
         self._move_targets()
-        return metrics, surprise
+        return Updated(metrics, surprise, enough)
+
+    def copy(self, copies: Mapping[str, str]) -> None:
+        """Make networks copies of others, and let their optimisers begin anew."""
+        for name, original in copies.items():
+            self.trained[name].load_state_dict(self.networks[original].state_dict())
+            self.moments[name].forget()
+
+    def _natural(
+        self, natural: Natural, rows: list[tuple[Term, Batch]], trains: Iterable[str], state: State, generator: Generator
+    ) -> dict[str, Metric]:
+        """A natural step on the sum of the terms' losses; what they measured before it."""
+        noise, measured = generator.get_state(), dict[str, Metric]()
+
+        def loss() -> Tensor:
+            generator.set_state(noise)
+            outs = [(term, batch, term.loss(self.networks, batch, state, generator)) for term, batch in rows]
+            if not measured:
+                for term, batch, out in outs:
+                    measured.update(_measured(term, _mean(out, batch), out.watch, math.nan))
+            return torch.stack([_mean(out, batch) for _, batch, out in outs]).sum()
+
+        def divergence() -> Tensor:
+            return torch.cat([natural.divergence(self.networks, batch) for _, batch in rows]).mean()
+
+        moved = natural_step([p for name in trains for p in self.moments[name].parameters], loss, divergence, natural)
+        name = rows[0][0].name
+        if not math.isfinite(moved.norm):
+            raise NotFinite(f"gradient norm of term '{name}'", moved.norm)
+        return {**measured, f"grad_norm/{name}": Mean(moved.norm, 1), "kl/update": Mean(moved.divergence, 1)}
 
     def _step(self, loss: Tensor, term: Term, trains: Iterable[str], lr_share: float, *, look: bool) -> float:
         """One optimiser step of the networks in `trains`; the norm of its gradient, if somebody looks."""
@@ -161,10 +217,30 @@ class Updater:
                 torch._foreach_copy_(following, online)
             else:
                 torch._foreach_lerp_(following, online, target.rate)
+            if isinstance(target, Lookahead):
+                torch._foreach_copy_(online, following)
+
+    @torch.no_grad()
+    def review(self, review: Review, batch: Batch, state: State, generator: Generator) -> State:
+        """Look at the networks; the next state. What takes over weights has its own optimiser's memory still."""
+        reader = f"review '{review.name}' of algorithm '{self._algorithm.name}'"
+        reviewed = review.look(self.networks, batch.read_by(reader), state, generator)
+        weights = {taker: copy.deepcopy(self.networks[giver].state_dict()) for taker, giver in reviewed.takes.items()}
+        for taker, taken in weights.items():
+            self.networks[taker].load_state_dict(taken)
+        return reviewed.state
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Networks see observations as `(obs - mean) / std` from now on."""
         models.set_statistics(self.networks, mean.to(self._config.device), std.to(self._config.device))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of all networks, targets included, as `<network>.<name>`."""
+        return {f"{name}.{key}": t for name, network in self.networks.items() for key, t in network.state_dict().items()}
+
+    def remember(self, source: str, obs_R: Tensor, action_R: Tensor) -> None:
+        """These are the recorded steps of the data set `source`, for networks that look things up in it."""
+        models.remember(self.trained, self._algorithm.networks, source, obs_R, action_R)
 
     def published(self) -> dict[str, Tensor]:
         """The weights that actors need, as `<network>.<name>`."""
@@ -190,10 +266,27 @@ class Updater:
             moments.load(state["optimizers"][name])
 
 
+def joined(terms: Iterable[Term]) -> list[list[Term]]:
+    """The terms in order, those together that make one step."""
+    groups: list[list[Term]] = []
+    for term in terms:
+        if term.joins and groups and groups[-1][0].trains == term.trains:
+            groups[-1].append(term)
+        else:
+            groups.append([term])
+    return groups
+
+
+def _mean(out: Loss, batch: Batch) -> Tensor:
+    """A term's loss, by the weights of its rows where they have some."""
+    return (out.loss * batch["weight"]).mean() if "weight" in batch else out.loss.mean()
+
+
 def _measured(term: Term, loss: Tensor, watch: Mapping[str, Tensor], norm: float) -> dict[str, Metric]:
     """What a term reports: one transfer for all numbers. A name without a slash is the algorithm's own."""
     numbers = torch.stack([loss.detach(), *(value.detach().float().mean() for value in watch.values())]).tolist()
     if not math.isfinite(numbers[0]):
         raise NotFinite(f"loss of term '{term.name}'", numbers[0])
     names = [f"loss/{term.name}", *(name if "/" in name or name == "entropy" else f"algorithm/{name}" for name in watch)]
-    return {**{n: Mean(v, 1) for n, v in zip(names, numbers, strict=True)}, f"grad_norm/{term.name}": Mean(norm, 1)}
+    measured: dict[str, Metric] = {n: Mean(v, 1) for n, v in zip(names, numbers, strict=True)}
+    return measured if math.isnan(norm) else {**measured, f"grad_norm/{term.name}": Mean(norm, 1)}

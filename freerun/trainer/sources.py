@@ -14,9 +14,10 @@ from torch import Generator, Tensor
 from freerun.datasets.base import Episodes
 from freerun.errors import ConfigError, StaleItem
 from freerun.ops.values import returns_to_go
-from freerun.store.mix import Portions, Share
+from freerun.store.mix import Portions, Share, Spells
 from freerun.store.phases import Phase
 from freerun.trainer.control_config import DatasetConfig, SourceConfig
+from freerun.trainer.returns import Returns
 from freerun.trainer.samplers import ByPriority, sampler_of
 from freerun.trainer.storage import NOWHERE, Storage
 from freerun.transitions import transitions
@@ -28,19 +29,37 @@ READY_MADE = ("weight", "row", "source", "lag")
 
 
 class Source:
-    """One storage, how it is sampled, and what its rows need."""
+    """One storage, how it is sampled, and what its rows need. With `returns`, rows of chunks get their returns to go."""
 
-    def __init__(self, config: SourceConfig, capacity: int, *, gamma: float, directory: Path | None) -> None:
+    def __init__(
+        self, config: SourceConfig, capacity: int, *, gamma: float, directory: Path | None, returns: bool = False
+    ) -> None:
         self.config, self._gamma = config, gamma
         self.storage = Storage(capacity, directory=directory)
         self.sampler = sampler_of(config.sampler, capacity)
+        self.returns = Returns(gamma) if returns else None
+
+    def insert(self, key: int, actor: int, columns_TN: Mapping[str, Tensor]) -> None:
+        """Add a chunk."""
+        if self.returns is not None:
+            columns_TN = self.returns.unknown(columns_TN)
+        self.sampler.inserted(self.storage.insert_chunk(key, actor, columns_TN))
+        if self.returns is not None:
+            self.returns.inserted(self.storage, actor, columns_TN)
 
     @property
     def by_priority(self) -> bool:
         return isinstance(self.sampler, ByPriority)
 
     def draw(self, num: int, names: frozenset[str], generator: Generator, version: int) -> dict[str, Tensor]:
-        """Columns of `num` rows."""
+        """Columns of `num` rows. Raises `ConfigError` if there is none."""
+        if not len(self.storage):
+            raise ConfigError(
+                f"source '{self.config.name}' has no rows to draw",
+                given="a storage that nothing was put into, or whose rows are all too old",
+                expected="a phase that collects before it learns from it",
+                todo="name the phase's sources in the recipe, or put a phase with env_steps before it",
+            )
         place_B, relative_B = self.sampler.draw(self.storage, num, generator)
         columns = self.storage.read(place_B, names.difference(READY_MADE), gamma=self._gamma, steps=self.config.steps)
         if "lag" in names:
@@ -125,12 +144,12 @@ class Sources:
     ) -> None:
         self.sources, self._batch, self._names = sources, batch, names
         self._device, self._generator = device, generator
-        self._portions: Portions | None = None
+        self._portions: Portions | Spells | None = None
         self._phase = -1
 
     def begin(self, index: int, phase: Phase, *, rollouts: bool) -> None:
         """The phase `index` begins, whose terms read `rollouts` or what its sources give."""
-        shares = phase.shares or ({} if rollouts else dict.fromkeys(self.sources, Share(1.0)))
+        shares = phase.shares or ({} if rollouts else dict.fromkeys(self._usual(phase), Share(1.0)))
         if unknown := sorted(set(shares) - set(self.sources)):
             raise ConfigError(
                 f"phase '{phase.name}' draws from sources that the run does not have: {', '.join(unknown)}",
@@ -138,7 +157,16 @@ class Sources:
                 expected=sorted(shares),
                 todo="add them to `sources` in the recipe",
             )
-        self._phase, self._portions = index, Portions(shares, self._batch) if shares else None
+        self._phase, self._portions = index, None
+        if shares and phase.spell:
+            self._portions = Spells(shares, self._batch, length=phase.spell, seed=self._generator.initial_seed() + index)
+        elif shares:
+            self._portions = Portions(shares, self._batch)
+
+    def _usual(self, phase: Phase) -> list[str]:
+        """The sources of a phase that names none."""
+        data = [name for name, source in self.sources.items() if isinstance(source.config, DatasetConfig)]
+        return data if data and not phase.env_steps else list(self.sources)
 
     @property
     def gives(self) -> bool:
@@ -159,7 +187,7 @@ class Sources:
                 yield Batches({name: transitions(columns) for name, columns in by_source.items()})
             updates, step = updates - some, step + some
 
-    def _at_once(self, portions: Portions) -> int:
+    def _at_once(self, portions: Portions | Spells) -> int:
         """Updates for which rows may be drawn together: one where what is drawn depends on the update before."""
         sources = [self.sources[name] for name in portions.shares]
         if any(source.by_priority for source in sources):
@@ -198,6 +226,7 @@ class Sources:
             "portions": self._portions.state() if self._portions is not None else None,
             "storages": {name: source.storage.state() for name, source in kept.items()},
             "samplers": {name: source.sampler.state() for name, source in self.sources.items()},
+            "returns": {name: source.returns.state() for name, source in kept.items() if source.returns is not None},
             "generator": self._generator.get_state(),
         }
 
@@ -212,4 +241,8 @@ class Sources:
             self.sources[name].storage.load(stored)
         for name, stored in state["samplers"].items():
             self.sources[name].sampler.load(stored)
+        for name, stored in state["returns"].items():
+            returns = self.sources[name].returns
+            assert returns is not None, "the columns that an algorithm reads follow from its config"
+            returns.load(stored)
         self._generator.set_state(state["generator"])

@@ -72,7 +72,7 @@ class Toy:
 
     def __init__(self, config: object, spaces: Spaces, seed: int = 0) -> None:
         self.config, self.spaces = config, spaces
-        self.algorithm: ControlAlgorithm = config.build()
+        self.algorithm: ControlAlgorithm = narrow(config).build()
         self.networks = models.build(self.algorithm.networks, spaces, seed=seed)
         for target in self.algorithm.targets:
             # Targets lag behind: other weights show whether a loss reads the right ones.
@@ -86,11 +86,17 @@ class Toy:
         self.state = self.algorithm.init()
         self.chunk = chunk_of(spaces, self.steps, self.envs, self.algorithm.gamma)
         self.batch = self.rows(self.chunk)
+        models.remember(self.networks, self.algorithm.networks, "dataset", self.batch["obs"], self.batch["action"])
 
     def rows(self, chunk: Batch) -> Batch:
         """The chunk as rows, with what the method makes of it."""
         whole = self.prepared(chunk)
         return transitions({name: column.flatten(0, 1) for name, column in whole.items()})
+
+    @property
+    def by_source(self) -> dict[str, Batch]:
+        """The rows as those of every source that a term names."""
+        return dict.fromkeys({term.source for term in self.algorithm.terms} - {""}, self.batch) or {"all": self.batch}
 
     def prepared(self, chunk: Batch) -> Batch:
         if self.algorithm.prepare is None:
@@ -114,6 +120,12 @@ class Toy:
             loss = self.losses(batch)[term.name][0]
             found[term.name] = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
         return found
+
+
+def narrow(config: object) -> object:
+    """The same method with hidden layers of 16: what a contract promises does not depend on their width, and time does."""
+    widths = {name: value for name, value in dataclasses.asdict(config).items() if name.endswith("hidden")}
+    return dataclasses.replace(config, **{name: (16,) * len(layers) for name, layers in widths.items()})
 
 
 def chunk_of(spaces: Spaces, steps: int, envs: int, gamma: float) -> Batch:

@@ -281,6 +281,16 @@ def test_the_same_seed_makes_the_same_data(counting) -> None:
     assert all(same(first[name], second[name]) for name in GRADES)
 
 
+@pytest.mark.parametrize("name", list(grades.MAKINGS))
+def test_every_environment_of_which_data_sets_are_made_can_be_played(name) -> None:
+    env = grades.MAKINGS[name].env.build()
+    obs = env.reset(0)
+    assert obs.shape == env.spaces.obs
+    assert env.step(np.zeros(env.spaces.actions, np.float32)).obs.shape == obs.shape
+    assert not env.spaces.discrete
+    env.close()
+
+
 def test_an_unknown_environment_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(FreerunError, match="pendulum"):
         grades.make("nowhere")

@@ -164,6 +164,7 @@ def updater_of(toy):
     updater = Updater(toy.algorithm, toy.spaces, ControlTrainerConfig())
     for name, network in updater.networks.items():
         network.load_state_dict(toy.networks[name].state_dict())
+    updater.remember("dataset", toy.batch["obs"], toy.batch["action"])
     return updater
 
 
@@ -171,7 +172,7 @@ def changed(updater, toy, phase, num=1):
     """Networks that `num` updates have changed."""
     before = {n: copy.deepcopy(m.state_dict()) for n, m in updater.networks.items()}
     for _ in range(num):
-        updater.update(Batches({"all": toy.batch}), toy.state, torch.Generator(), phase, lr_share=1.0, report=True)
+        updater.update(Batches(toy.by_source), toy.state, torch.Generator(), phase, lr_share=1.0, report=True)
     return {n for n, m in updater.networks.items() if any(not torch.equal(before[n][k], v) for k, v in m.state_dict().items())}
 
 
@@ -191,6 +192,26 @@ def test_a_term_moves_no_network_but_its_own(toy):
 def test_a_frozen_network_stays_as_it_is(toy):
     for name in sorted({name for term in toy.algorithm.terms for name in term.trains}):
         assert name not in changed(updater_of(toy), toy, Phase(updates=1, frozen=(name,)), 2)
+
+
+# --- reviews -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_review_looks_and_changes_nothing_but_what_it_says(toy):
+    batch = {name: column.clone() for name, column in toy.batch.items()}
+    weights = {n: copy.deepcopy(m.state_dict()) for n, m in toy.networks.items()}
+    for review in toy.algorithm.reviews:
+        with torch.no_grad():
+            reader = Recorded(toy.batch)
+            found, again = (review.look(toy.networks, reader, toy.state, torch.Generator().manual_seed(0)) for _ in range(2))
+        assert found == again
+        assert reader.read <= toy.algorithm.needs
+        assert set(found.takes) <= set(toy.algorithm.networks)
+        assert set(found.takes.values()) <= set(toy.networks)
+        assert json.loads(json.dumps(dict(found.state))) == found.state
+    assert all(torch.equal(batch[name], column) for name, column in toy.batch.items())
+    for name, network in toy.networks.items():
+        assert all(torch.equal(weights[name][key], value) for key, value in network.state_dict().items())
 
 
 # --- acting ------------------------------------------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ def test_log_probs_are_those_of_the_policy_that_chose() -> None:
     playing = actor(World())
     chunk = playing.collect(order(steps=8), None).chunk
     with torch.no_grad():
-        policy = playing._networks["actor"](chunk.columns["obs"])
+        policy = playing.policy["actor"](chunk.columns["obs"])
     assert policy.log_prob(chunk.columns["action"]).numpy() == pytest.approx(chunk.columns["log_prob"].numpy(), abs=1e-6)
 
 

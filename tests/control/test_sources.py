@@ -204,6 +204,15 @@ def test_a_phase_with_a_source_that_nobody_has_is_refused() -> None:
         )
 
 
+def test_a_phase_without_actors_draws_from_data_sets_and_one_with_them_from_everything() -> None:
+    both = sources(8, names={"reward"}, dataset=dataset(), replay=replay(0))
+    both.begin(0, Phase(updates=1), rollouts=False)
+    assert len(next(both.batches(1, step=0, version=0, max_age=None)).by_source["dataset"]["reward"]) == 8
+    both.begin(1, Phase(env_steps=8), rollouts=False)
+    with pytest.raises(ConfigError, match="source 'replay' has no rows"):
+        next(both.batches(1, step=0, version=0, max_age=None))
+
+
 def test_restored_sources_go_on_with_the_very_rows_that_the_saved_ones_would_have_drawn() -> None:
     phase = Phase(updates=9)
     first = sources(7, names={"reward"}, dataset=dataset(), replay=replay(20, sampler=Prioritised(0.6)))

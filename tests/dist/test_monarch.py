@@ -346,43 +346,6 @@ def test_cores_that_do_not_exist_are_refused_before_anything_starts():
     assert asyncio.run(main()) == {}
 
 
-def test_no_process_outlives_a_controller_that_is_killed(tmp_path):
-    script = tmp_path / "controller.py"
-    script.write_text(
-        textwrap.dedent("""
-        import asyncio, json, subprocess, sys
-        from freerun.placement.base import ExecutorSpec
-        from freerun.placement.monarch import MonarchPlacement
-
-        class Busy:  # travels by value: it is defined in a script
-            def child(self):
-                return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid
-            def spin(self):
-                while True: pass
-
-        async def main():
-            placement = MonarchPlacement()
-            handles = await placement.spawn([ExecutorSpec(name=n, factory=Busy) for n in "ab"])
-            children = [await h.call("child", deadline=20) for h in handles.values()]
-            print(json.dumps([*placement.pids().values(), *children]), flush=True)
-            await handles["a"].call("spin", deadline=600)
-
-        asyncio.run(main())
-    """)
-    )
-    controller = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    try:
-        pids = json.loads(controller.stdout.readline())
-        assert len(pids) == 4 and all(map(alive, pids))
-    finally:
-        controller.kill()
-        rest = controller.stdout.read()
-        controller.stdout.close()
-        controller.wait()
-    assert asyncio.run(gone(*pids))
-    assert rest == ""
-
-
 def test_a_run_recorded_under_monarch_replays_within_one_process(tmp_path):
     from freerun.placement.inline import InlinePlacement  # imports torch, which the processes of these tests do without
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from freerun.errors import ConfigError, IllegalTransition
 from freerun.store.limits import Level, MinSize, Turns
-from freerun.store.mix import Portions, Share
+from freerun.store.mix import Portions, Share, Spells
 from freerun.store.selectors import Fifo, Uniform
 from freerun.store.table import Consumer, Table, TableConfig
 
@@ -144,3 +144,26 @@ def test_every_batch_is_full_and_shares_hold_to_less_than_a_row_per_source(weigh
         given_so_far = {name: given_so_far[name] + part for name, part in parts.items()}
     for name, weight in zip(portions.shares, weights, strict=True):
         assert abs(given_so_far[name] - batches * n * weight / sum(weights)) < len(weights)
+
+
+# --- spells ------------------------------------------------------------------------------------------------------------------
+
+
+def test_in_a_spell_all_batches_come_from_one_source_and_spells_hold_the_shares() -> None:
+    spells = Spells({"old": Share(1.0), "new": Share(3.0)}, 8, length=5, seed=0)
+    taken = [spells.take(step) for step in range(5_000)]
+    assert all(sorted(batch.values()) == [0, 8] for batch in taken)
+    assert all(batch == taken[i - i % 5] for i, batch in enumerate(taken))
+    assert sum(batch["new"] == 8 for batch in taken) / 5_000 == pytest.approx(0.75, abs=0.05)
+
+
+def test_saved_spells_go_on_where_they_were() -> None:
+    spells, again = (Spells({"old": Share(1.0), "new": Share(1.0)}, 4, length=3, seed=1) for _ in range(2))
+    _ = [spells.take(step) for step in range(7)]
+    again.load(json.loads(json.dumps(spells.state())))
+    assert [spells.take(step) for step in range(40)] == [again.take(step) for step in range(40)]
+
+
+def test_spells_refuse_shares_as_portions_do() -> None:
+    with pytest.raises(ConfigError, match="shares of a mix"):
+        Spells({"a": Share(0.0)}, 4, length=3, seed=0)

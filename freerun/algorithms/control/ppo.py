@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 
 from freerun.algorithms.control_base import ControlAlgorithm, Loss, Networks, State, Term, act_by_sampling, check
 from freerun.networks import Body, Ensemble, Policy
-from freerun.ops import losses, values
+from freerun.ops import surrogate, values
 from freerun.types import Batch
 
 
@@ -77,27 +77,15 @@ class Config:
 
 
 def prepare(networks: Networks, batch: Batch, state: State, *, config: Config) -> Mapping[str, Tensor]:
-    value_TN, next_value_TN = (networks["value"](batch[name])[0] for name in ("obs", "next_obs"))
-    advantage_TN, returns_TN = values.gae(
-        batch["reward"],
-        value_TN,
-        next_value_TN,
-        batch["terminated"],
-        batch["truncated"],
-        gamma=config.gamma,
-        decay=config.decay,
-    )
-    return {"advantage": advantage_TN, "returns": returns_TN, "values": value_TN}
+    credit = surrogate.credited(networks["value"], batch, gamma=config.gamma, decay=config.decay)
+    return {"advantage": credit.advantage_TN, "returns": credit.returns_TN, "values": credit.value_TN}
 
 
 def policy_loss(networks: Networks, batch: Batch, state: State, generator: Generator, *, config: Config) -> Loss:
     policy = networks["actor"](batch["obs"])
-    log_ratio_B = losses.log_ratio(policy.log_prob(batch["action"]), batch["log_prob"])
     advantage_B = values.whitened(batch["advantage"]) if config.whiten else batch["advantage"]
-    loss_B, clipped_B = losses.clipped_surrogate(log_ratio_B, advantage_B, low=config.clip, high=config.clip)
-    entropy_B = policy.entropy()
-    kl_B = log_ratio_B.exp() - 1.0 - log_ratio_B
-    return Loss(loss_B - config.entropy * entropy_B, {"entropy": entropy_B, "ratio/clipped": clipped_B, "kl/behaviour": kl_B})
+    rows = batch["action"], batch["log_prob"], advantage_B
+    return Loss(*surrogate.clipped(policy, *rows, clip=config.clip, entropy=config.entropy))
 
 
 def value_loss(networks: Networks, batch: Batch, state: State, generator: Generator, *, config: Config) -> Loss:

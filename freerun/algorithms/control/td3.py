@@ -44,17 +44,19 @@ class Config:
     """Bound of that noise."""
     hidden: tuple[int, ...] = (256, 256)
     """Hidden layers of every network."""
+    members: int = 2
+    """Number of critics."""
 
     def __post_init__(self) -> None:
         rules = {"0 <= gamma <= 1": 0 <= self.gamma <= 1, "0 < rate <= 1": 0 < self.rate <= 1}
         rules |= {"explore, noise and bound >= 0": min(self.explore, self.noise, self.bound) >= 0}
-        check(self, rules | {"actor_every >= 1": self.actor_every >= 1})
+        check(self, rules | {"actor_every, members >= 1": min(self.actor_every, self.members) >= 1})
 
     def build(self) -> ControlAlgorithm:
         body, every = Body(hidden=self.hidden), self.actor_every
         return ControlAlgorithm(
             name="td3",
-            networks={"actor": Deterministic(body=body), "critic": Ensemble(members=2, body=body)},
+            networks={"actor": Deterministic(body=body), "critic": Ensemble(members=self.members, body=body)},
             terms=(
                 Term(name="critic", loss=partial(critic_loss, config=self), trains=("critic",), lr=self.critic_lr),
                 Term(name="actor", loss=actor_loss, trains=("actor",), lr=self.actor_lr, every=every),

@@ -1,0 +1,38 @@
+"""Imitation is as good as what it imitates: of mixed data, the better half is a better teacher than all."""
+
+from dataclasses import replace
+
+from freerun.algorithms.control import bc
+from freerun.claims import episodes
+from freerun.claims.base import Arm, Claim, Expectation
+from freerun.datasets.grades import Grade, GradeName
+from freerun.recipes import pendulum_bc
+from freerun.trainer.control_config import DatasetConfig
+
+
+def arm(grade: GradeName, best_share: float = 1.0) -> Arm:
+    source = DatasetConfig(data=Grade(env="pendulum", grade=grade), best_share=best_share)
+    return episodes.arm(replace(pendulum_bc.recipe(), sources=(source,)))
+
+
+def claim() -> Claim:
+    return Claim(
+        sentence=(
+            "On Pendulum, cloning the better half of a mixture of a medium and an expert policy scores higher than "
+            "cloning all of it, and cloning the expert alone scores at least 90 of 100 more than cloning random actions."
+        ),
+        paper="Behaviour cloning (Pomerleau 1991); filtered cloning as a baseline in D4RL's wake (arXiv 2106.01345)",
+        method=bc,
+        arms={
+            "better half": arm("medium-expert", 0.5),
+            "all": arm("medium-expert"),
+            "expert": arm("expert"),
+            "random": arm("random"),
+        },
+        metric="score",
+        expected=(
+            Expectation(better="better half", worse="all"),
+            Expectation(better="expert", worse="random", margin=90.0),
+        ),
+        minutes=5.0,
+    )

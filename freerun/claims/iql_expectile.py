@@ -1,0 +1,38 @@
+"""IQL improves on its data without valuing an action outside of it, the more so the higher the expectile."""
+
+from dataclasses import replace
+
+from freerun.algorithms.control import bc, iql
+from freerun.algorithms.control_base import ControlConfig
+from freerun.claims import episodes
+from freerun.claims.base import Arm, Claim, Expectation
+from freerun.datasets.grades import Grade
+from freerun.recipes import pendulum_iql
+from freerun.trainer.control_config import DatasetConfig
+
+DATA = DatasetConfig(data=Grade(env="pendulum", grade="medium-replay"))
+
+
+def arm(algorithm: ControlConfig) -> Arm:
+    return episodes.arm(replace(pendulum_iql.recipe(), algorithm=algorithm, sources=(DATA,)))
+
+
+def claim() -> Claim:
+    return Claim(
+        sentence=(
+            "From what SAC collected on Pendulum until it was mediocre, IQL with an expectile of 0.7 scores higher than "
+            "behaviour cloning by more than 20 of 100, and higher than IQL with an expectile of 0.5, which values the "
+            "data's own policy."
+        ),
+        paper="IQL (arXiv 2110.06169)",
+        method=iql,
+        arms={
+            "0.7": arm(iql.Config(hidden=(64, 64), lr=1e-3)),
+            "0.5": arm(iql.Config(hidden=(64, 64), lr=1e-3, expectile=0.5)),
+            "0.9": arm(iql.Config(hidden=(64, 64), lr=1e-3, expectile=0.9)),
+            "bc": arm(bc.Config(hidden=(64, 64), lr=1e-3)),
+        },
+        metric="score",
+        expected=(Expectation(better="0.7", worse="bc", margin=20.0), Expectation(better="0.7", worse="0.5")),
+        minutes=8.0,
+    )
