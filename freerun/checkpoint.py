@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,8 +168,15 @@ def restore_controller(controller: "Controller", checkpoint: Path | None) -> Non
     if checkpoint is None:
         controller.intake.restore(controller.intake.admission.state(), (), records)
         return
-    try:
+    with fitting(checkpoint):
         _restore(controller, checkpoint, json.loads((checkpoint / "controller.json").read_text()), records)
+
+
+@contextmanager
+def fitting(checkpoint: Path) -> Iterator[None]:
+    """Raises `CheckpointError` for what a state that does not fit trips over in the block."""
+    try:
+        yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the controller's state in {checkpoint.name} does not fit this run",

@@ -91,7 +91,19 @@ def encode_chunk(chunk: Chunk) -> bytes:
 
 
 def decode_chunk(data: bytes) -> Chunk:
-    """The inverse of `encode_chunk`."""
+    """The inverse of `encode_chunk`. Raises `CheckpointError` for anything else."""
+    try:
+        return _decoded_chunk(data)
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "a record of a checkpoint is not one of a chunk",
+            given=f"{type(error).__name__}: {error}",
+            expected="what a run of this version wrote",
+            todo="resume with the version of the run",
+        ) from error
+
+
+def _decoded_chunk(data: bytes) -> Chunk:
     line, _, body = data.partition(b"\n")
     head, start, columns = json.loads(line), 0, {}
     for name, (dtype_name, shape) in head["columns"].items():

@@ -31,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from freerun.checkpoint import fitting
 from freerun.collection import TRAINER, Collection, Queue, Replay, Rollouts
 from freerun.env_schedule import EnvSchedule, Work, work_of
 from freerun.errors import DeadlineExceeded, ExecutorDied
@@ -353,8 +354,12 @@ class EnvController(Program):
         """Nothing to tidy up: there is no journal."""
 
     async def restore(self, checkpoint: Path) -> None:
-        """Put a fresh program where the saved one was."""
-        state = json.loads((checkpoint / "controller.json").read_text())
+        """Put a fresh program where the saved one was. Raises `CheckpointError` for a checkpoint that is whole and yet none of
+        this run."""
+        with fitting(checkpoint):
+            await self._restore(checkpoint, json.loads((checkpoint / "controller.json").read_text()))
+
+    async def _restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
         self.step, self.phase, self.updates = state["step"], state["phase"], state["updates"]
         self.trials = [TrialRecord(**{**trial, "returns": tuple(trial["returns"])}) for trial in state["trials"]]
         self._going_on = self.phase < len(self.works)

@@ -7,6 +7,7 @@ The name of a metric is an entry of `METRICS`, or fits one with a part in angle 
 `docs/metrics.md` is written from that table by `tools/metrics_table.py`.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -214,7 +215,8 @@ class TrialRecord:
     @property
     def std(self) -> float:
         """Of the episodes' returns, not of their mean."""
-        return (sum((r - self.mean) ** 2 for r in self.returns) / len(self.returns)) ** 0.5
+        mean = self.mean
+        return math.hypot(*(r - mean for r in self.returns)) / len(self.returns) ** 0.5
 
 
 Evaluation = EvalRecord | TrialRecord
@@ -233,10 +235,13 @@ def evaluation_of(row: Mapping[str, Any]) -> Evaluation:
             newest=int(row["newest"]),
             seconds=float(row["seconds"]),
         )
+    returns = tuple(map(float, row["returns"]))
+    if not returns:
+        raise ValueError("a trial of no episodes")
     return TrialRecord(
         step=int(row["step"]),
         split=str(row["split"]),
-        returns=tuple(map(float, row["returns"])),
+        returns=returns,
         length=float(row["length"]),
         version=int(row["version"]),
         taken=int(row["taken"]),

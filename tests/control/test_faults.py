@@ -6,15 +6,18 @@ import os
 import signal
 
 import pytest
+import torch
 from fakes import Records
 from line import walking
 
 from freerun.actors.collector import Collector
-from freerun.checkpoint import MANIFEST, Checkpoints
-from freerun.errors import ExecutorDied
+from freerun.checkpoint import MANIFEST, Checkpoints, _seal
+from freerun.encoding import decode_chunk, encode_chunk
+from freerun.errors import CheckpointError, ExecutorDied
 from freerun.launch_control import launch_control
 from freerun.placement.calls import late
 from freerun.store.phases import Phase
+from freerun.transitions import Chunk
 
 
 def run(config, directory, *, sink=None, resume=False):
@@ -118,3 +121,26 @@ def test_a_newest_checkpoint_that_is_damaged_is_set_aside_and_the_one_before_is_
     assert again.finished and again.step == outcome.step
     assert 0 < records.steps[0].step < again.step
     assert not list((tmp_path / "checkpoints").glob("damaged-*")), "the next checkpoint that is written ends its keeping"
+
+
+@pytest.mark.parametrize("kind", ["rollouts", "replay"])
+@pytest.mark.parametrize("state", [[], {}, {"step": 3, "phase": 0, "updates": 0, "trials": [{}], "collection": {}}])
+def test_a_whole_checkpoint_whose_state_is_of_something_else_is_refused(kind, state, tmp_path):
+    run(walking(kind), tmp_path)
+    newest = Checkpoints(tmp_path / "checkpoints").all()[-1]
+    (newest / "controller.json").write_text(json.dumps(state))
+    (newest / MANIFEST).unlink()
+    _seal(newest)
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        run(walking(kind), tmp_path, resume=True)
+
+
+def test_bytes_that_are_no_chunk_are_refused():
+    columns = {"obs": torch.ones(2, 1, 3), "action": torch.zeros(2, 1, dtype=torch.int64)}
+    whole = encode_chunk(Chunk(item=3, actor=0, columns=columns, oldest_version=1))
+    assert torch.equal(decode_chunk(whole).columns["obs"], columns["obs"])
+    for size in range(len(whole)):
+        with pytest.raises(CheckpointError, match="not one of a chunk"):
+            decode_chunk(whole[:size])
+    with pytest.raises(CheckpointError, match="not one of a chunk"):
+        decode_chunk(whole.replace(b"int64", b"int63"))

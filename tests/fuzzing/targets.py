@@ -377,6 +377,15 @@ ROWS = {
         "oldest": 0, "newest": 0, "lag": 0, "stop": "eos", "parts": {},
     },
 }  # fmt: skip
+MORE = {
+    "evals.jsonl": [
+        {
+            "step": 1, "split": "heldout", "returns": [1.0, 2.0], "length": 5.0, "version": 1, "taken": 8, "seconds": 1.0,
+            "score": None, "picture": "step-00000001.png",
+        }
+    ]
+}  # fmt: skip
+"""Rows of a run of control that look otherwise."""
 
 
 def check_logs(damage: tuple[str, bytes]) -> None:
@@ -456,7 +465,9 @@ TARGETS: dict[str, Target] = {
         ),
         check_trainer_files,
     ),
-    "logs of a run": Target(st.sampled_from(LOGS).flatmap(lambda log: st.tuples(st.just(log), lines([ROWS[log]]))), check_logs),
+    "logs of a run": Target(
+        st.sampled_from(LOGS).flatmap(lambda log: st.tuples(st.just(log), lines([ROWS[log], *MORE.get(log, [])]))), check_logs
+    ),
     "request for actors": Target(json_bytes({"actors": 2}), check_scale),
     "lock of a run": Target(json_bytes(HOLDER), check_lock),
     "recorded order of calls": Target(hurt([COMPLETION * 2]), check_interleaving),
