@@ -245,7 +245,7 @@ def _train(
     supervised: bool,
     resume: bool = False,
 ) -> int:
-    from freerun.launch import launch
+    from freerun.launch import launch, own_temporary_files
     from freerun.placement.guardian import Guardian
     from freerun.watch.report import write_report
     from freerun.watch.terminal import Terminal
@@ -254,7 +254,7 @@ def _train(
     console = Console(force_terminal=False if plain else None)
     go_on = f"go on with: freerun resume {directory}"
     last_words = f"error: the controller (process {os.getpid()}) was killed or crashed; {go_on}"
-    with Guardian("" if supervised else last_words) as guardian:
+    with Guardian("" if supervised else last_words) as guardian, own_temporary_files(guardian):
         sinks = Fanout([files])
         try:
             view = Terminal(

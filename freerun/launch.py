@@ -10,7 +10,9 @@ import json
 import os
 import secrets
 import signal
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -267,6 +269,24 @@ class _signals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def own_temporary_files(guardian: Guardian) -> Iterator[None]:
+    """While the block runs, temporary files of this process and of those that it starts, sockets included, go into a folder
+    that does not outlive it. Once in the life of a process: libraries go on using what they found there."""
+    before, known = os.environ.get("TMPDIR"), tempfile.tempdir
+    folder = tempfile.mkdtemp(prefix="freerun-")
+    guardian.own(folder)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = known
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 def stored_config(directory: Path) -> tuple[RunConfig, dict[str, Any]]:
