@@ -21,7 +21,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test test-slow test-dist test-peers claims claims-quick check format bench bench-peers-env bench-vllm-env bench-control-env docs lock clean
+.PHONY: help env demo test test-slow test-dist test-peers chaos fuzz soak claims claims-quick check format bench bench-peers-env bench-vllm-env bench-control-env docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -47,6 +47,18 @@ test-slow: env ## learning tests and others that take minutes
 
 test-dist: env ## only the tests that spawn processes
 	$(BIN)/python -m pytest -m "dist and not gpu" $(TEST_ARGS)
+
+chaos: env ## hurt runs in every known way, audit them, and enter the result in docs/guarantees.md (an hour or more)
+	$(BIN)/freerun chaos tiny-faults --minutes 600 --cycles 200 --out docs/guarantees/faults.json
+	$(BIN)/python tools/faults_table.py
+
+fuzz: env ## ten thousand inputs for every reader of files; counts go into docs/guarantees.md
+	$(BIN)/python tools/fuzz.py
+	$(BIN)/python tools/faults_table.py
+
+soak: env ## run for twenty minutes and record the memory of every process
+	$(BIN)/python tools/soak.py
+	$(BIN)/python tools/faults_table.py
 
 claims: env ## every small experiment on what a paper claims; writes docs/claims (hours; what was run before is kept)
 	$(BIN)/freerun claims $(CLAIMS_ARGS)

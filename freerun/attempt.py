@@ -31,6 +31,7 @@ def train(
     """Begin or go on, and leave records, summary and report whatever happens. Returns the exit status; raises what ended the
     run, with the command to go on with, unless it is `supervised` by somebody who does."""
     from freerun.placement.guardian import Guardian
+    from freerun.staging import own_temporary_files
     from freerun.watch.report import write_report
     from freerun.watch.terminal import Terminal
 
@@ -38,7 +39,7 @@ def train(
     console = Console(force_terminal=False if plain else None)
     go_on = f"go on with: freerun resume {directory}"
     last_words = f"error: the controller (process {os.getpid()}) was killed or crashed; {go_on}"
-    with Guardian("" if supervised else last_words) as guardian:
+    with Guardian("" if supervised else last_words) as guardian, own_temporary_files(guardian):
         sinks = Fanout([files])
         try:
             view = Terminal(

@@ -7,7 +7,9 @@ import json
 import os
 import secrets
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,24 @@ class Outcome:
     step: int
     total_steps: int
     evaluations: tuple[Evaluation, ...]
+
+
+@contextmanager
+def own_temporary_files(guardian: Guardian) -> Iterator[None]:
+    """While the block runs, temporary files of this process and of those that it starts, sockets included, go into a folder
+    that does not outlive it. Once in the life of a process: libraries go on using what they found there."""
+    before, known = os.environ.get("TMPDIR"), tempfile.tempdir
+    folder = tempfile.mkdtemp(prefix="freerun-")
+    guardian.own(folder)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = known
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 def placement_kind(asked: str) -> str:

@@ -1,4 +1,4 @@
-"""Give every reader of `tests/fuzzing/targets.py` many inputs and count them in `docs/fuzz.json`.
+"""Give every reader of `tests/fuzzing/targets.py` many inputs and count them in `docs/guarantees/fuzz.json`.
 
     .venv/bin/python tools/fuzz.py                     10000 inputs each
     .venv/bin/python tools/fuzz.py --inputs 500 journal     fewer, to one of them
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "docs" / "fuzz.json"
+OUT = ROOT / "docs" / "guarantees" / "fuzz.json"
 
 
 def tried(target: Any, inputs: int, seed: int) -> int:
@@ -63,6 +63,7 @@ def main() -> int:
         results[name] = {"inputs": count, "seconds": seconds, "date": where["started"][:10], "commit": where["commit"]}
         sys.stderr.write(f"{name}: {count} inputs, {seconds} s\n")
     if not asked.targets:
+        OUT.parent.mkdir(exist_ok=True)
         OUT.write_text(json.dumps(results, indent=1) + "\n")
     shutil.rmtree(scratch())
     return 0

@@ -68,6 +68,11 @@ def prompts(count: int, seed: int) -> list[str]:
     return [f"{draw.randrange(10)}+{draw.randrange(10)}=" for _ in range(count)]
 
 
+def numbered(count: int) -> list[str]:
+    """Prompts of which no two are alike."""
+    return [f"{number:04d}+{number % 10}=" for number in range(count)]
+
+
 def reward(completion: str) -> float:
     """Share of digits among the sampled tokens. `completion` is the text without special tokens, which are no digits."""
     return sum(character.isdigit() for character in completion) / COMPLETION_TOKENS

@@ -1,17 +1,19 @@
 """One attempt at a run, from outside: its processes, its records as they are written, what it leaves behind. Linux only."""
 
+import atexit
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from freerun.chaos import traps
+from freerun.chaos.child import hurt
 from freerun.rundir import EVENTS_LOG, LOCK, METRICS_LOG, SUMMARY
 from freerun.weights import shared
 
@@ -63,17 +65,9 @@ class Attempt:
         self.output = work / f"output-{number}.txt"
         temporary = work / "tmp"
         temporary.mkdir(exist_ok=True)
-        environment = {
-            **os.environ,
-            traps.DIRECTORY: str(work),
-            "TMPDIR": str(temporary),
-            "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        command = [sys.executable, "-m", "freerun.chaos.child", *words]
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        self.began = traps.CLOCK()
+        variables = {traps.DIRECTORY: str(work), "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
+        self.pid = _forked(words, variables, self.output)
+        self._status: int | None = None
         self._metrics, self._events = Tail(directory / METRICS_LOG), Tail(directory / EVENTS_LOG)
         self._metrics.lines(), self._events.lines()
         self._numbers: set[int] = set()
@@ -83,7 +77,21 @@ class Attempt:
     @property
     def status(self) -> int | None:
         """Exit status once it ended; negative is a signal."""
-        return self.process.poll()
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
+
+    def kill(self) -> None:
+        """End it, if it has not ended."""
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+        while self.status is None:
+            time.sleep(0.01)
 
     def look(self) -> Seen:
         """What was recorded since the last look."""
@@ -98,7 +106,7 @@ class Attempt:
     def pids(self, name: str) -> list[int]:
         """Processes that are home to the executor `name`, or to one of several of that kind; `controller` is the parent."""
         if name == "controller":
-            return [self.process.pid] if self.status is None else []
+            return [self.pid] if self.status is None else []
         return [pid for pid, comm in processes(self.work) if comm.partition("-")[0] == name]
 
     def signal(self, pids: Sequence[int], number: signal.Signals) -> None:
@@ -145,8 +153,35 @@ class Attempt:
             yield from (f"file {p.name}" for p in names if p.name == LOCK or p.name.startswith(".") or "compacting" in p.name)
 
 
+def _forked(words: Sequence[str], variables: dict[str, str], output: Path) -> int:
+    """`freerun WORDS` with traps, in a child of this process, which has imported everything already; its number."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.setsid()
+        with output.open("wb") as file, open(os.devnull) as nothing:
+            for source, target in ((nothing, 0), (file, 1), (file, 2)):
+                os.dup2(source.fileno(), target)
+        os.environ.update(variables)
+        hurt(words)
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def processes(work: Path) -> list[tuple[int, str]]:
-    """Living processes of the run whose orders are in `work`, with their names."""
+    """Living processes that a run whose orders are in `work` has started, with their names."""
     mark, found = f"{traps.DIRECTORY}={work}".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,12 +1,11 @@
-"""`freerun` with traps: `python -m freerun.chaos.child WORDS` does what `freerun WORDS` does, until it is ordered to fail."""
+"""`freerun` with traps: does what it is asked to until it is ordered to fail."""
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from freerun import cli, launch
+from freerun import launch
 from freerun.chaos import traps
 from freerun.placement.base import ExecutorSpec
 
@@ -23,8 +22,11 @@ def trapped(specs: Sequence[ExecutorSpec]) -> Sequence[ExecutorSpec]:
     ]
 
 
-def main() -> None:
-    """Lay the traps of the controller, and have those of executors laid where they live."""
+def hurt(words: Sequence[str]) -> None:
+    """`freerun WORDS`, in this process, which has to be a child's. The traps of the controller are laid here, and those of
+    executors where they live. Ends with `SystemExit`."""
+    from freerun import cli
+
     traps.lay("controller", "disk")
     plain: Callable[..., Sequence[ExecutorSpec]] = launch.executors
 
@@ -32,8 +34,4 @@ def main() -> None:
         return trapped(plain(*args, **kwargs))
 
     launch.executors = executors  # type: ignore[assignment]
-    cli.main(sys.argv[1:])
-
-
-if __name__ == "__main__":
-    main()
+    cli.main(words)

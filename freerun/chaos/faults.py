@@ -20,6 +20,23 @@ class Fault:
     action: str
     moment: str = ANY
 
+    @property
+    def names(self) -> set[str]:
+        """The processes that it is done to."""
+        return set(self.target.split(" and "))
+
+    @property
+    def effect(self) -> str:
+        """What the run has to do about it: `heal` (start the executors of `names` anew), `end` (say why, and be resumed), or
+        `go on`."""
+        if self.moment == "shutdown" or self.action in ("interrupt", "full", "read-only", "garbage", "corrupt"):
+            return "end"
+        if self.action == "error":
+            return "go on" if self.target == "verifier" else "end"
+        if self.action in ("kill", "freeze"):
+            return "heal" if self.names <= {"generator", "rewarder"} else "end"
+        return "go on"
+
 
 WEIGHTS: dict[Fault, int] = {
     Fault("generator", "kill"): 6,

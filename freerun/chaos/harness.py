@@ -15,14 +15,16 @@ from freerun.chaos import audit, faults, traps
 from freerun.chaos.attempt import Attempt, Seen
 from freerun.chaos.faults import ANY, Fault
 from freerun.checkpoint import JOURNAL, MANIFEST, Checkpoints
-from freerun.errors import FreerunError, Stalled
+from freerun.errors import Stalled
 
 PERIOD = 0.005
 """Seconds between two looks."""
-STUCK = 120.0
-"""Seconds in which a run that was hurt has to get on."""
-ARMED = 20.0
+STUCK = 240.0
+"""Seconds in which a run that was hurt has to get on: far more than it takes, because the machine may be busy."""
+ARMED = 150.0
 """Seconds in which a moment that was ordered has to come."""
+STARTED = 12.0
+"""Seconds in which a run has started, about."""
 EXPECTED = {0, 1, 3, 130, -signal.SIGKILL}
 """Exit statuses of an attempt that ended in a way that it should know."""
 
@@ -142,8 +144,7 @@ class Run:
                 self._strike(fault)
             self._finish()
         finally:
-            self._attempt.process.kill()
-            self._attempt.process.wait()
+            self._attempt.kill()
         found = self._ledger.audit()
         return RunResult(
             seed=self._seed,
@@ -167,17 +168,17 @@ class Run:
             struck = self._from_outside(fault)
         else:
             struck = self._from_inside(fault)
+        self._follow(cycle, struck)
         if struck is None:
             cycle.outcome = "missed"
-        else:
-            self._follow(cycle, struck)
         self.cycles.append(cycle)
         self._harness.say(_line(cycle))
 
-    def _from_outside(self, fault: Fault) -> float:
-        """A signal at a random moment."""
-        names = fault.target.split(" and ")
-        pids = [pid for name in names for pid in self._attempt.pids(name)]
+    def _from_outside(self, fault: Fault) -> float | None:
+        """A signal at a random moment. None if there is nobody to send it to."""
+        pids = [pid for name in sorted(fault.names) for pid in self._attempt.pids(name)]
+        if not pids:
+            return None
         if fault.action == "interrupt":
             self._attempt.signal(pids, signal.SIGINT if self._harness.chance(0.5) else signal.SIGTERM)
             return traps.CLOCK()
@@ -191,44 +192,39 @@ class Run:
         self._attempt.signal(pids, signal.SIGKILL)
         return traps.CLOCK()
 
-    def _kill(self, name: str) -> float:
+    def _kill(self, name: str) -> float | None:
         return self._from_outside(Fault(name, "kill"))
 
     def _from_inside(self, fault: Fault) -> float | None:
         """At a named moment, which is provoked if it would not come by itself. None if it did not come in time."""
+        if fault.target in ("trainer", "controller") and fault.moment == "start":
+            self._kill("controller")
+            self._attempt.wait()
+            self._resume()
+            if fault.target == "controller":
+                self._wait(self._harness.pause(STARTED))
+                return self._kill("controller")
         number = self._harness.order(self._work, fault.target, fault)
         if fault.moment == "start":
-            self._restart(fault.target)
+            self._kill(fault.target)
         elif fault.moment == "shutdown":
             self._attempt.signal(self._attempt.pids("controller"), signal.SIGTERM)
         elif fault.moment == "healing":
             self._kill("generator")
-        if fault.target == "controller" and fault.moment == "start":
-            traps.withdraw(self._work)
-            self._wait(self._harness.pause(6.0))
-            return self._kill("controller")
         end = time.monotonic() + ARMED
         while traps.carried_out(self._work, number) is None and time.monotonic() < end and self._attempt.status is None:
             self._look()
         traps.withdraw(self._work)
         return traps.carried_out(self._work, number)
 
-    def _restart(self, name: str) -> None:
-        """Have the executor `name` started anew."""
-        if name in ("generator", "rewarder"):
-            self._kill(name)
-            return
-        self._kill("controller")
-        self._attempt.process.wait()
-        self._resume()
-
     # --- what becomes of it --------------------------------------------------------------------------------------------------
 
-    def _follow(self, cycle: Cycle, struck: float) -> None:
-        """Wait until the run gets on, resuming it as often as it takes."""
-        dies = cycle.fault.action in ("kill", "freeze") and set(cycle.fault.target.split(" and ")) <= {"generator", "rewarder"}
-        waiting = set(cycle.fault.target.split(" and ")) if dies else set()
+    def _follow(self, cycle: Cycle, struck: float | None) -> None:
+        """Wait until the run gets on, resuming it as often as it takes. None if nothing was done to it."""
+        effect = cycle.fault.effect if struck is not None else "go on"
+        waiting = set(cycle.fault.names) if effect == "heal" else set()
         attempts, number = 0, self._attempts
+        struck = traps.CLOCK() if struck is None else struck
         while True:
             seen = self._look()
             if self._attempt.status is None:
@@ -237,7 +233,7 @@ class Run:
                 if seen.respawned and cycle.healed != cycle.healed and number == self._attempts:
                     cycle.healed = traps.CLOCK() - struck
                 waiting -= {name.partition("-")[0] for name in seen.respawned}
-                if seen.steps and (not waiting or number != self._attempts):
+                if seen.steps and (number != self._attempts or not (waiting or effect == "end")):
                     break
             elif self._ended(cycle, struck):
                 return
@@ -312,16 +308,20 @@ class Run:
     def _finish(self) -> None:
         """Let the run come to its end."""
         traps.withdraw(self._work)
-        end = time.monotonic() + STUCK
-        while self._attempt.status is None and time.monotonic() < end:
-            self._look()
-        if self._attempt.status != 0:
-            raise FreerunError(
-                "a run did not come to its end",
-                given=f"exit status {self._attempt.status}; its records are in {self._work}",
-                expected="exit status 0",
-                todo="look at its output and events",
-            )
+        while self._attempt.status != 0:
+            end = time.monotonic() + STUCK
+            while self._attempt.status is None and time.monotonic() < end:
+                if self._look().steps:
+                    end = time.monotonic() + STUCK
+            if self._attempt.status is None:
+                raise Stalled(
+                    "a run did not come to its end",
+                    given=f"its records are in {self._work}",
+                    expected=f"a step every {STUCK:g} s",
+                    todo="look at its output and events",
+                )
+            if self._attempt.status != 0:
+                self._resume()
 
     def _look(self) -> Seen:
         time.sleep(PERIOD)

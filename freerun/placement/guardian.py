@@ -4,15 +4,18 @@ Run as a script of the standard library alone, with the reading end of a pipe as
 argument. Each line is one of
 
     +NUMBER    a process group to watch over          -NUMBER    one that has ended
-    ~PATTERN   files to remove if their owner is dead =          the parent ends as it should
+    ~PATTERN   files to remove if their owner is dead !FOLDER    a folder of the parent's alone
+    =          the parent ends as it should
 
-When the pipe closes, which the kernel sees to even if the parent was killed, every group still on the list is killed. If the
-parent did not say that it would end, its last words are written to stderr, and files of the patterns that nobody locks go.
+When the pipe closes, which the kernel sees to even if the parent was killed, every group still on the list is killed, and the
+folders go with all that is in them. If the parent did not say that it would end, its last words are written to stderr, and
+files of the patterns that nobody locks go.
 """
 
 import fcntl
 import glob
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +52,10 @@ class Guardian:
         """Should this process be killed, remove the files that match `pattern` and that nobody keeps locked."""
         self._tell(f"~{pattern}\n")
 
+    def own(self, folder: str) -> None:
+        """Remove `folder` with all that is in it when this process ends, however it does."""
+        self._tell(f"!{folder}\n")
+
     def close(self) -> None:
         """Let the guardian kill what was not released, and wait for its end."""
         self._tell("=\n")
@@ -73,6 +80,7 @@ def guard(lines: Iterable[str], last_words: str) -> None:
     """Follow the list until its end, then kill and clean."""
     groups: set[int] = set()
     patterns: list[str] = []
+    folders: list[str] = []
     expected = False
     for line in lines:
         sign, rest = line[0], line[1:].rstrip("\n")
@@ -82,18 +90,20 @@ def guard(lines: Iterable[str], last_words: str) -> None:
             groups.discard(int(rest))
         elif sign == "~":
             patterns.append(rest)
+        elif sign == "!":
+            folders.append(rest)
         else:
             expected = True
     for group in groups:
         _kill(group)
-    if expected:
-        return
-    if last_words:
+    if last_words and not expected:
         sys.stderr.write(f"{last_words}\n")
         sys.stderr.flush()
     _await_end(groups)
-    for path in sorted(path for pattern in patterns for path in glob.glob(pattern)):
+    for path in sorted(path for pattern in patterns for path in glob.glob(pattern)) if not expected else ():
         _remove(path)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kill(group: int) -> bool:

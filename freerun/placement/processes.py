@@ -1,8 +1,10 @@
 """Processes that we started: noticing their end at once, and ending them for certain."""
 
 import asyncio
+import fcntl
 import os
 import signal
+import struct
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -12,6 +14,11 @@ POLL = 0.5
 stopped, on Linux."""
 FROZEN = 5.0
 """Seconds for which a process may be stopped by a signal before it counts as dead. A debugger's stop is another state."""
+
+
+_INFO = struct.Struct("=Q52si")
+"""`struct pidfd_info` of the kernel, of which we want the mask at its begin and the exit code at its end."""
+_GET_INFO, _INFO_EXIT = 0xC040FF0B, 1 << 3
 
 
 class Process:
@@ -66,18 +73,13 @@ class Process:
         self._report(how)
 
     def _cause(self) -> str:
-        """How the process ended, if its parent has not yet asked."""
-        if self._descriptor is None:
+        """How the process ended, as far as the kernel says."""
+        status = None if self._descriptor is None else _status(self._descriptor)
+        if status is None:
             return ""
-        try:
-            found = os.waitid(os.P_PIDFD, self._descriptor, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return ""
-        if found is None:
-            return ""
-        if found.si_code == os.CLD_EXITED:
-            return f" with exit status {found.si_status}"
-        return f", killed by {signal.Signals(found.si_status).name}"
+        if status >= 0:
+            return f" with exit status {status}"
+        return f", killed by {signal.Signals(-status).name}"
 
     def send(self, number: signal.Signals) -> None:
         """Signal the process and everything in its group, if it still runs."""
@@ -102,6 +104,26 @@ class Process:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _status(descriptor: int) -> int | None:
+    """Exit status of a process that ended, negative for a signal. Linux 6.15 and newer remember it (`PIDFD_GET_INFO`); older
+    ones tell it if its parent, which may be a library's thread, has not asked before us. Else None."""
+    request = bytearray(_INFO.pack(_INFO_EXIT, bytes(52), 0))
+    try:
+        fcntl.ioctl(descriptor, _GET_INFO, request)
+        mask, _, status = _INFO.unpack(request)
+        if mask & _INFO_EXIT:
+            return os.waitstatus_to_exitcode(status)
+    except OSError:
+        pass  # an older kernel
+    try:
+        found = os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if found is None:
+        return None
+    return int(found.si_status) if found.si_code == os.CLD_EXITED else -int(found.si_status)
 
 
 def _stopped(pid: int) -> bool:

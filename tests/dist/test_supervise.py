@@ -142,6 +142,7 @@ import os, signal, sys
 from freerun.placement.guardian import Guardian
 with Guardian("these were my last words") as guardian:
     guardian.clean(sys.argv[1] + "/weights-*")
+    guardian.own(sys.argv[1] + "/folder")
     if sys.argv[2] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -151,6 +152,7 @@ with Guardian("these were my last words") as guardian:
 def test_last_words_are_said_and_files_of_nobody_removed_if_and_only_if_the_parent_was_killed(how, tmp_path):
     for name in ("weights-1", "weights-2", "other"):
         (tmp_path / name).write_text("")
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
     with (tmp_path / "weights-2").open() as held:
         subprocess.run(["flock", "-n", str(held.fileno())], pass_fds=[held.fileno()], check=True)
         process = subprocess.run(
