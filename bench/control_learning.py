@@ -101,7 +101,9 @@ def _peer(python: str, system: str, name: str, config: ControlRun, seed: int) ->
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(job))
         script = Path(__file__).resolve().parent / "peers" / "control_learning_peers.py"
-        done = subprocess.run([python, str(script), str(path)], stdout=subprocess.PIPE, text=True, check=True, cwd=folder)
+        done = subprocess.run(
+            [str(Path(python).absolute()), str(script), str(path)], stdout=subprocess.PIPE, text=True, check=True, cwd=folder
+        )
     (answer,) = [line for line in done.stdout.splitlines() if line.startswith("answer ")]
     return json.loads(answer.removeprefix("answer "))
 

@@ -16,15 +16,15 @@ def arm(target_every: int, *, double: bool = True) -> Arm:
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "On CartPole, DQN whose targets come from a copy of the network that is renewed every 200 updates reaches a higher "
+            "On CartPole, DQN whose targets come from a copy of the network that is renewed every 100 updates reaches a higher "
             "return than one whose targets come from the network itself."
         ),
         paper="DQN (Mnih et al. 2015, Nature 518)",
         method=dqn,
         arms={
-            "target network": arm(200),
+            "target network": arm(100),
             "no target network": arm(1),
-            "one network chooses and values": arm(200, double=False),
+            "one network chooses and values": arm(100, double=False),
         },
         metric="mean_return",
         expected=(Expectation(better="target network", worse="no target network"),),

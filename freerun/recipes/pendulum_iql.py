@@ -1,4 +1,4 @@
-"""IQL learns to swing a pendulum up from recorded episodes of a mediocre policy, without ever acting, in a minute or two.
+"""IQL learns to swing a pendulum up from recorded episodes of a mediocre and a good policy, without ever acting.
 
 The data set is made by our own SAC when it is first needed, and kept.
 """
@@ -17,6 +17,6 @@ def recipe() -> ControlRun:
         env=GymConfig(id="Pendulum-v1"),
         algorithm=iql.Config(hidden=(64, 64), lr=1e-3),
         control=EnvSchedule(phases=(Phase(name="offline", updates=10_000),)),
-        sources=(DatasetConfig(data=Grade(env="pendulum", grade="medium")),),
-        trainer=ControlTrainerConfig(batch=128, observations="data", rewards="range"),
+        sources=(DatasetConfig(data=Grade(env="pendulum", grade="medium-expert")),),
+        trainer=ControlTrainerConfig(batch=128, observations="data", reward_scale=0.1),
     )
