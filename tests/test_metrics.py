@@ -1,6 +1,5 @@
 """The names of metrics, the fan-out to sinks, and the run directory: locks, resumes, torn lines, full disks."""
 
-import importlib.util
 import itertools
 import json
 import os
@@ -377,17 +376,6 @@ def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError, match="could not be made"):
         RunDirectory.create(tmp_path / "file" / "run", {})
-
-
-# --- docs --------------------------------------------------------------------------------------------------------------------
-
-
-def test_the_page_of_metrics_is_what_the_table_says() -> None:
-    tool = Path(__file__).resolve().parent.parent / "tools" / "metrics_table.py"
-    spec = importlib.util.spec_from_file_location("metrics_table", tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run tools/metrics_table.py"
 
 
 def test_the_log_of_events_is_bounded_and_keeps_moments_and_the_newest_spans(tmp_path: Path, monkeypatch) -> None:

@@ -51,7 +51,8 @@ def main() -> int:
     asked = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from fuzzing.targets import TARGETS, scratch
+    from fuzzing.inputs import scratch
+    from fuzzing.targets import TARGETS
 
     from freerun.environment import environment
 

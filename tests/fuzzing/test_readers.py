@@ -4,7 +4,8 @@ import shutil
 
 import hypothesis
 import pytest
-from fuzzing.targets import TARGETS, scratch
+from fuzzing.inputs import scratch
+from fuzzing.targets import TARGETS
 
 
 @pytest.fixture(scope="module", autouse=True)
