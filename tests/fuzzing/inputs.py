@@ -1,5 +1,6 @@
 """What readers of files are given: anything, whole files that were hurt, and whole values that were changed."""
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,3 +76,7 @@ def changed(draw, whole: Any) -> Any:
         else:
             del parent[key]
     return value
+
+
+def json_bytes(whole: Any) -> st.SearchStrategy[bytes]:
+    return changed(whole).map(lambda value: json.dumps(value).encode()) | hurt([json.dumps(whole).encode()])

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from fuzzing.inputs import VALUES, Target, changed, hurt, scratch
+from fuzzing.inputs import VALUES, Target, changed, hurt, json_bytes, scratch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -365,10 +365,6 @@ def check_interleaving(data: bytes) -> None:
         read_interleaving(path)
     except RunDirectoryError:
         return
-
-
-def json_bytes(whole: Any) -> st.SearchStrategy[bytes]:
-    return changed(whole).map(lambda value: json.dumps(value).encode()) | hurt([json.dumps(whole).encode()])
 
 
 COMPLETION = b'{"executor": "a", "method": "m", "number": 0, "ending": "returned"}\n'
