@@ -12,6 +12,8 @@ from freerun.tasks.lock import LockConfig, LockData
 
 LOCK = Job(env=LockConfig(), scores=LockData(episodes=1), batch=1000, envs=20, chunk=50, evaluations=12, episodes=100)
 """1000 environment steps per step, as in the paper: 200 episodes."""
+
+
 def arm(weight: float) -> Arm:
     def run(seed: int) -> Mapping[str, Any]:
         phase = Phase(env_steps=60_000, sources=(Portion(source="dataset"),))
