@@ -24,8 +24,8 @@ def arm(weight: float) -> Arm:
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "On CartPole with 5,000 steps of random play as data, HNPG's mean score over 30,000 steps is no more than 10 of 100 "
-            "points below that of the same method without the data (TRPO)."
+            "On CartPole with 5,000 steps of random play as data, HNPG's mean score over 30,000 steps is no more than 10 of "
+            "100 points below that of the same method without the data (TRPO)."
         ),
         paper="HNPG (arXiv 2311.08384)",
         method=hnpg,
