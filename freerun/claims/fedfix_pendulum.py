@@ -45,8 +45,8 @@ def arm(name: str) -> Arm:
             for client, seconds in zip(recipe.federation.clients, SECONDS, strict=True)
         )
         federation = replace(recipe.federation, clients=clients, scheme=scheme, lr=lr)
-        phase = Phase(env_steps=30_000, start=1_000, random=1_000)
-        control = replace(recipe.control, phases=(phase,), evaluations=60, eval_episodes=16, final_eval_episodes=0)
+        phase = Phase(env_steps=20_000, start=1_000, random=1_000, utd=0.5)
+        control = replace(recipe.control, phases=(phase,), evaluations=40, eval_episodes=8, final_eval_episodes=0)
         ran = simulate(replace(recipe, federation=federation, control=control, seed=seed), ControlTimes(), until=reached)
         found = ran.first(reached)
         end = found or ran.trials[-1]
@@ -74,5 +74,5 @@ def claim() -> Claim:
         metric="log2_seconds",
         better="lower",
         expected=(Expectation(better="fedfix", worse="fedavg"),),
-        minutes=8.0,
+        minutes=6.0,
     )

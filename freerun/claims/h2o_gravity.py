@@ -14,8 +14,8 @@ from freerun.store.phases import Phase
 REAL, SIMULATED = GymConfig(id="Pendulum-v1"), GymConfig(id="Pendulum-v1", physics={"g": 20.0})
 DATA = Made(grade="medium-replay", episodes=20)
 """4,000 steps of a training run, up to a third of the way to its last policy."""
-JOB = Job(env=SIMULATED, judge_env=REAL, last_episodes=100)
-STEPS = 10_000
+JOB = Job(env=SIMULATED, judge_env=REAL, evaluations=8, episodes=8, last_episodes=50)
+STEPS = 8_000
 
 
 def simulator(method: ControlConfig, data: Made | None) -> Arm:
@@ -57,5 +57,5 @@ def claim() -> Claim:
         expected=tuple(
             Expectation(better="h2o", worse=other) for other in ("sac in the simulator", "sac on both", "cql on the data")
         ),
-        minutes=12.0,
+        minutes=8.0,
     )

@@ -17,7 +17,14 @@ from freerun.tasks.minigrid import GridDemos
 
 ROOMS = GymConfig(id="MiniGrid-MultiRoom-N2-S4-v0", modules=("minigrid",), see="image")
 JOB = Job(
-    env=ROOMS, scores=GridDemos(env=ROOMS, levels=1, episodes=1), batch=256, envs=8, chunk=64, episodes=40, last_episodes=200
+    env=ROOMS,
+    scores=GridDemos(env=ROOMS, levels=1, episodes=1),
+    batch=256,
+    envs=8,
+    chunk=64,
+    evaluations=12,
+    episodes=40,
+    last_episodes=100,
 )
 TRAINER = {"epochs": 4, "minibatches": 4, "clip_norm": 0.5, "eps": 1e-5}
 DIVERSE = GridDemos(env=ROOMS)
@@ -27,7 +34,7 @@ FLAWED = GridDemos(env=ROOMS, random=0.3)
 FEW = GridDemos(env=ROOMS, levels=2)
 """Two levels, twenty-five times each, without a flaw."""
 DEMOS = (Portion(source="dataset"),)
-FRAMES = 40_960
+FRAMES = 24_576
 
 
 def arm(*, before: int = 0, times: int = 0, online: bool = True, data: GridDemos = DIVERSE) -> Arm:
@@ -46,7 +53,7 @@ def arm(*, before: int = 0, times: int = 0, online: bool = True, data: GridDemos
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "Over 40,960 steps in two rooms that are new in every episode, PPO that has imitated fifty demonstrations before, "
+            "Over 24,576 steps in two rooms that are new in every episode, PPO that has imitated fifty demonstrations before, "
             "or imitates them in between, or both, has a higher mean return than PPO alone; and fifty levels with three random "
             "actions in ten teach imitation more than two levels without a flaw."
         ),
@@ -65,5 +72,5 @@ def claim() -> Claim:
             *(Expectation(better=one, worse="ppo") for one in ("before", "between", "both")),
             Expectation(better="imitation of fifty levels with flaws", worse="imitation of two levels", metric="score"),
         ),
-        minutes=10.0,
+        minutes=6.0,
     )
