@@ -147,6 +147,8 @@ async def _placement(config: RunConfig, kind: str, run_dir: Path, guardian: Guar
     if kind == "inline":
         replay = Path(config.placement.replay) if config.placement.replay else None
         return InlinePlacement(schedule=config.placement.schedule, record=record, replay=replay)
+    # Monarch has one log for all runs of a user, which outlives them and grows by some 50 kB a run: keep it to errors.
+    os.environ.setdefault("MONARCH_FILE_LOG", "error")
     from freerun.placement.monarch import MonarchPlacement
 
     return MonarchPlacement(record=record, guardian=guardian)
