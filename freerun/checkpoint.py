@@ -85,7 +85,7 @@ class Checkpoints:
         """What killed processes left goes, and checkpoints newer than the one that is `resumed`, which were passed over, get
         another name. Only for who holds the directory's lock."""
         for attempt in self.directory.glob(".attempt-*"):
-            shutil.rmtree(attempt)
+            shutil.rmtree(attempt, ignore_errors=True)  # a trainer that its guardian is about to kill may still write
         for passed in [path for path in self.all() if resumed is not None and path.name > resumed.name]:
             aside = passed.with_name(f"damaged-{passed.name.removeprefix('step-')}")
             if aside.exists():

@@ -87,6 +87,16 @@ class _Place:
             raise outcome
         return outcome
 
+    async def close(self) -> Any:
+        """`Resident.close`, or nothing if the process ends first: Monarch would wait for its answer."""
+        asked, ended = asyncio.ensure_future(self.ask("close")), asyncio.ensure_future(self.process.ended.wait())
+        try:
+            await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
+            return asked.result() if asked.done() else None
+        finally:
+            asked.cancel()
+            ended.cancel()
+
 
 class MonarchHandle:
     """See `base.Handle`. Arguments and results are copied through pickling."""
@@ -172,7 +182,7 @@ class MonarchPlacement:
         for place in places:
             place.life.settled = False  # its end is no death
         living = [place for place in places if not place.process.ended.is_set()]
-        closing = [asyncio.wait_for(place.ask("close"), deadline / 2) for place in living]
+        closing = [asyncio.wait_for(place.close(), deadline / 2) for place in living]
         endings = await asyncio.gather(*closing, return_exceptions=True)
         stopping = [asyncio.wait_for(place.mesh.stop().as_asyncio(), deadline / 4) for place in living]
         for ending in await asyncio.gather(*stopping, return_exceptions=True):
