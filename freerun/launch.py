@@ -119,34 +119,6 @@ async def launch(
         shared.sweep()
 
 
-<<<<<<< HEAD
-=======
-def placement_kind(asked: str) -> str:
-    """`auto` resolved. Raises `ConfigError` if Monarch was asked for and is not installed."""
-    installed = importlib.util.find_spec("monarch") is not None
-    if asked == "monarch" and not installed:
-        raise ConfigError(
-            "placement 'monarch' needs the package torchmonarch",
-            given="not installed",
-            expected="torchmonarch",
-            todo="pip install 'freerun[monarch]', or --placement.kind inline",
-        )
-    return ("monarch" if installed else "inline") if asked == "auto" else asked
-
-
-async def _placement(config: RunConfig, kind: str, run_dir: Path, guardian: Guardian | None) -> Placement:
-    record = run_dir / "interleaving.jsonl" if config.placement.record else None
-    if kind == "inline":
-        replay = Path(config.placement.replay) if config.placement.replay else None
-        return InlinePlacement(schedule=config.placement.schedule, record=record, replay=replay)
-    # Monarch has one log for all runs of a user, which outlives them and grows by some 50 kB a run: keep it to errors.
-    os.environ.setdefault("MONARCH_FILE_LOG", "error")
-    from freerun.placement.monarch import MonarchPlacement
-
-    return MonarchPlacement(record=record, guardian=guardian)
-
-
->>>>>>> chaos
 def executors(config: RunConfig, kind: str, run_dir: Path, guardian: Guardian | None = None) -> Sequence[ExecutorSpec]:
     """What to spawn: the generators, the rewarder and the trainer, on disjoint cores. `guardian` is told which files they make
     outside the run directory."""

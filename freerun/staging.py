@@ -75,6 +75,8 @@ async def open_placement(config: PlacementConfig, kind: str, run_dir: Path, guar
     if kind == "inline":
         replay = Path(config.replay) if config.replay else None
         return InlinePlacement(schedule=config.schedule, record=record, replay=replay)
+    # Monarch has one log for all runs of a user, which outlives them and grows by some 50 kB a run: keep it to errors.
+    os.environ.setdefault("MONARCH_FILE_LOG", "error")
     from freerun.placement.monarch import MonarchPlacement
 
     return MonarchPlacement(record=record, guardian=guardian)
