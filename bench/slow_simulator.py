@@ -1,8 +1,8 @@
 """Seconds that one, or four, environments in turns with the trainer take for a piece of work, and four actors beside it (APT).
 
 The environment is Pendulum with a sleep in each step, which costs no processor: a simulator that runs elsewhere. All three make
-the same number of environment steps and of updates, in this process, with a thread for each actor and one for the trainer. A run
-begins with the start of its executors, which takes it a few tenths of a second.
+the same number of environment steps and of updates, in this process, with a thread for each actor and one for the trainer. A
+run begins with the start of its executors, which takes it a few tenths of a second.
 
     python bench/slow_simulator.py --delays 0.005 0.02 0.08
 
