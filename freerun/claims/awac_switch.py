@@ -33,9 +33,9 @@ def claim() -> Claim:
     soft = sac.Config(actor_lr=1e-3, hidden=(64, 64))
     return Claim(
         sentence=(
-            "From 20 episodes of a mediocre policy of Pendulum, AWAC (temperature 10) starts online at least 20 points above SAC "
-            "on the same data, and its mean score over the first 1000 steps online, and over 3000, is above that of SAC with "
-            "and without the data."
+            "From 20 episodes of a mediocre policy of Pendulum, AWAC (temperature 10) starts online at least 20 points "
+            "above SAC on the same data, and its mean score over the first 1000 steps online, and over 3000, is above that "
+            "of SAC with and without the data."
         ),
         paper="AWAC (arXiv 2006.09359): off-policy methods with prior data do not start from what it holds",
         method=awac,

@@ -34,9 +34,9 @@ def arm(algorithm: ControlConfig) -> Arm:
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "From 20 episodes of a mediocre policy of Pendulum, 1500 updates offline and 1500 steps online with half of each "
-            "batch from the data: the mean score of Cal-QL online is above that of CQL with the same weight, and its dip after "
-            "the switch is not deeper by more than 5 points."
+            "From 20 episodes of a mediocre policy of Pendulum, 1500 updates offline and 1500 steps online with half of "
+            "each batch from the data: the mean score of Cal-QL online is above that of CQL with the same weight, and its "
+            "dip after the switch is not deeper by more than 5 points."
         ),
         paper="Cal-QL (arXiv 2303.05479)",
         method=calql,

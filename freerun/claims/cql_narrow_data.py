@@ -24,8 +24,8 @@ def claim() -> Claim:
     small: Mapping[str, Any] = {"num_actions": 4, "actor_lr": 1e-3, "critic_lr": 1e-3}
     return Claim(
         sentence=(
-            "From 20 episodes of a mediocre policy of Pendulum, 3000 updates of CQL (weight 5) end at least 40 points above SAC, "
-            "which is CQL without its weight, and above behaviour cloning."
+            "From 20 episodes of a mediocre policy of Pendulum, 3000 updates of CQL (weight 5) end at least 40 points above "
+            "SAC, which is CQL without its weight, and above behaviour cloning."
         ),
         paper="CQL (arXiv 2006.04779)",
         method=cql,
@@ -41,7 +41,8 @@ def claim() -> Claim:
         ),
         minutes=2.5,
         tried=(
-            "One seed, 4000 updates with 128 rows: weight 5 scores 79, 1 scores 50, 0.1 scores 4, SAC -29, cloning 45, the data "
-            "38. The mean value of the data's actions is about the same for all: what differs is where there is no data."
+            "One seed, 4000 updates with 128 rows: weight 5 scores 79, 1 scores 50, 0.1 scores 4, SAC -29, cloning 45, the "
+            "data 38. The mean value of the data's actions is about the same for all: what differs is where there is no "
+            "data."
         ),
     )

@@ -31,9 +31,9 @@ def arm(algorithm: ControlConfig) -> Arm:
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "On a plane with a wall, from data that is good in one half and random in the other, 2000 updates offline and 2000 "
-            "steps online: FamO2O with balances from 1 to 10 has a higher mean score online than IQL with an inverse temperature "
-            "of 1 and of 3, and is within 5 points of 10."
+            "On a plane with a wall, from data that is good in one half and random in the other, 2000 updates offline and "
+            "2000 steps online: FamO2O with balances from 1 to 10 has a higher mean score online than IQL with an inverse "
+            "temperature of 1 and of 3, and is within 5 points of 10."
         ),
         paper="FamO2O (arXiv 2310.17966)",
         method=famo2o_iql,

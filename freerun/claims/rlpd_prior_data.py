@@ -27,9 +27,9 @@ def claim() -> Claim:
     soft = sac.Config(actor_lr=1e-3, hidden=(64, 64))
     return Claim(
         sentence=(
-            "On Pendulum, with 1600 steps of which 400 are random and 20000 recorded ones of a mediocre policy, RLPD with four "
-            "updates a step has a higher mean score on the way than without the data, than SAC with the data in half of its "
-            "batches, and than SAC without."
+            "On Pendulum, with 1600 steps of which 400 are random and 20000 recorded ones of a mediocre policy, RLPD with "
+            "four updates a step has a higher mean score on the way than without the data, than SAC with the data in half "
+            "of its batches, and than SAC without."
         ),
         paper="RLPD (arXiv 2302.02948)",
         method=rlpd,

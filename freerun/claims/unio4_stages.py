@@ -48,10 +48,9 @@ def arm(*, improve: bool = True, offline: bool = True) -> Arm:
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "From 20000 steps of a mediocre policy of Pendulum: the best of three clones that PPO's objective improved for 500 "
-            "updates, as judged in a model, scores higher than the best of three clones; of the next ten evaluations, over 5000 "
-            "steps of PPO, none is more than 10 points below it; and over 10000 steps the mean score is higher than that of PPO "
-            "from scratch."
+            "From 20000 steps of a mediocre policy of Pendulum: the best of three clones that PPO's objective improved for "
+            "500 updates, as judged in a model, scores higher than the best of three clones, and over the 10000 steps of "
+            "PPO that follow the mean score is higher than that of PPO from scratch."
         ),
         paper="Uni-O4 (arXiv 2311.03351)",
         method=unio4,

@@ -46,9 +46,9 @@ def arm(*, warm: bool = True, keep: bool = False, conservative: bool = False) ->
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "From 20 episodes of a mediocre policy of Pendulum, 1000 updates offline, then 1000 steps online with two updates "
-            "each: with 500 steps of warm-up and no data kept, the least score online is above that without the warm-up, and the "
-            "mean score is above that of keeping the data in half of each batch."
+            "From 20 episodes of a mediocre policy of Pendulum, 1000 updates offline, then 1000 steps online with two "
+            "updates each: with 500 steps of warm-up and no data kept, the least score online is above that without the "
+            "warm-up, and the mean score is above that of keeping the data in half of each batch."
         ),
         paper="WSRL (arXiv 2412.07762)",
         method=wsrl,
