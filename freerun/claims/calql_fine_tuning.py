@@ -32,8 +32,8 @@ def arm(algorithm: ControlConfig) -> Arm:
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "Learnt offline from mediocre episodes of a pendulum and then with actors, at a weight of 5 for conservatism, Cal-QL "
-            "has a higher mean score since the switch than CQL, whose values first have to recover."
+            "Learnt offline from mediocre episodes of a pendulum and then with actors, at a weight of 5 for conservatism, "
+            "Cal-QL has a higher mean score since the switch than CQL, whose values first have to recover."
         ),
         paper="Cal-QL (arXiv 2303.05479)",
         method=calql,
