@@ -1,18 +1,14 @@
 """Imitation is as good as what it imitates: of mixed data, the better half is a better teacher than all."""
 
-from dataclasses import replace
-
 from freerun.algorithms.control import bc
-from freerun.claims import episodes
 from freerun.claims.base import Arm, Claim, Expectation
-from freerun.datasets.grades import Grade, GradeName
+from freerun.claims.control import Made, on_recorded
+from freerun.datasets.grades import GradeName
 from freerun.recipes import pendulum_bc
-from freerun.trainer.control_config import DatasetConfig
 
 
 def arm(grade: GradeName, best_share: float = 1.0) -> Arm:
-    source = DatasetConfig(data=Grade(env="pendulum", grade=grade), best_share=best_share)
-    return episodes.arm(replace(pendulum_bc.recipe(), sources=(source,)))
+    return on_recorded(pendulum_bc.recipe(), Made(grade=grade), best_share=best_share)
 
 
 def claim() -> Claim:

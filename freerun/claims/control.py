@@ -9,12 +9,14 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from freerun.actors.environment import ActorConfig, EnvConfig, GymConfig
 from freerun.algorithms.control_base import ControlConfig
+from freerun.claims import episodes
+from freerun.claims.base import Arm
 from freerun.claims.curves import last_tenth, thinned
 from freerun.claims.digest import ROOT, digest
 from freerun.claims.episodes import After, Kept
@@ -51,6 +53,16 @@ class Made:
                 write_npz(folder / f"{grade}.npz", made)
         whole = FileConfig(path=str(folder / f"{self.grade}.npz")).build()
         return whole if not self.episodes else first(whole, self.episodes)
+
+
+def on_recorded(config: ControlRun, data: Made, *, best_share: float = 1.0) -> Arm:
+    """An arm that runs `config` on `data` alone, or on the best share of its episodes, and is scored by its references."""
+
+    def run(seed: int) -> Mapping[str, Any]:
+        source = DatasetConfig(data=data, best_share=best_share)
+        return episodes.play(replace(config, sources=(source,), scores=data.build().scores), seed=seed)
+
+    return run
 
 
 def first(data: Episodes, num: int) -> Episodes:

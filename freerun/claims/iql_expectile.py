@@ -4,17 +4,13 @@ from dataclasses import replace
 
 from freerun.algorithms.control import bc, iql
 from freerun.algorithms.control_base import ControlConfig
-from freerun.claims import episodes
 from freerun.claims.base import Arm, Claim, Expectation
-from freerun.datasets.grades import Grade
+from freerun.claims.control import Made, on_recorded
 from freerun.recipes import pendulum_iql
-from freerun.trainer.control_config import DatasetConfig
-
-DATA = DatasetConfig(data=Grade(env="pendulum", grade="medium-replay"))
 
 
 def arm(algorithm: ControlConfig) -> Arm:
-    return episodes.arm(replace(pendulum_iql.recipe(), algorithm=algorithm, sources=(DATA,)))
+    return on_recorded(replace(pendulum_iql.recipe(), algorithm=algorithm), Made(grade="medium-replay"))
 
 
 def claim() -> Claim:

@@ -4,19 +4,14 @@ from dataclasses import replace
 
 from freerun.algorithms.control import bc, td3, td3_bc
 from freerun.algorithms.control_base import ControlConfig
-from freerun.claims import episodes
 from freerun.claims.base import Arm, Claim, Expectation
-from freerun.datasets.grades import Grade, GradeName
+from freerun.claims.control import Made, on_recorded
+from freerun.datasets.grades import GradeName
 from freerun.recipes import pendulum_td3_bc
-from freerun.trainer.control_config import DatasetConfig
 
 
 def arm(algorithm: ControlConfig, grade: GradeName) -> Arm:
-    return episodes.arm(
-        replace(
-            pendulum_td3_bc.recipe(), algorithm=algorithm, sources=(DatasetConfig(data=Grade(env="pendulum", grade=grade)),)
-        )
-    )
+    return on_recorded(replace(pendulum_td3_bc.recipe(), algorithm=algorithm), Made(grade=grade))
 
 
 def claim() -> Claim:
