@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = known.command(known, rest)
     except FreerunError as error:
         console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
-        console.print(str(error), markup=False, highlight=False)
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         code = EXIT_DIED if isinstance(error, DEATHS) else EXIT_ERROR
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted")
@@ -201,7 +201,11 @@ def _supervised(words: list[str], directory: Path, arguments: argparse.Namespace
     console = Console(stderr=True)
     plain = ["--plain"] if arguments.plain else []
     return supervise(
-        directory, [*words, *plain], arguments.restarts, partial(console.print, markup=False), plain=arguments.plain
+        directory,
+        [*words, *plain],
+        arguments.restarts,
+        partial(console.print, markup=False, soft_wrap=True),
+        plain=arguments.plain,
     )
 
 
@@ -286,7 +290,7 @@ def _train(
             sinks.close()
             write_report(directory)
     if not outcome.finished:
-        console.print(f"stopped at step {outcome.step} of {outcome.total_steps}; {go_on}", markup=False)
+        console.print(f"stopped at step {outcome.step} of {outcome.total_steps}; {go_on}", markup=False, soft_wrap=True)
     return 0 if outcome.finished else EXIT_INTERRUPTED
 
 

@@ -151,7 +151,24 @@ async def _placement(config: RunConfig, kind: str, run_dir: Path, guardian: Guar
     os.environ.setdefault("MONARCH_FILE_LOG", "error")
     from freerun.placement.monarch import MonarchPlacement
 
-    return MonarchPlacement(record=record, guardian=guardian)
+    return MonarchPlacement(record=record, guardian=guardian, preload=preloaded(config))
+
+
+def preloaded(config: RunConfig) -> Sequence[str]:
+    """Modules that a process is to have imported before executors are forked from it. Raises `ConfigError` if a device is no
+    processor."""
+    if not config.placement.preload:
+        return ()
+    devices = {config.generator.device, config.trainer.device}
+    if devices != {"cpu"}:
+        raise ConfigError(
+            "executors on a GPU cannot be forked",
+            given=f"devices {', '.join(sorted(devices))}",
+            expected="cpu",
+            todo="--placement.preload false",
+        )
+    own = (type(config.task), type(config.model), type(config.algorithm))
+    return sorted({kind.__module__ for kind in (GeneratorExecutor, TrainerExecutor, RewarderExecutor, *own)})
 
 
 def executors(config: RunConfig, kind: str, run_dir: Path, guardian: Guardian | None = None) -> Sequence[ExecutorSpec]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from freerun.chaos import traps
 from freerun.chaos.child import hurt
+from freerun.placement.monarch_nursery import Nursery
 from freerun.rundir import EVENTS_LOG, LOCK, METRICS_LOG, SUMMARY
 from freerun.weights import shared
 
@@ -60,13 +61,13 @@ class Seen:
 class Attempt:
     """`freerun WORDS` in processes that can be recognised and made to fail. `work` is where orders and output go."""
 
-    def __init__(self, words: Sequence[str], work: Path, directory: Path, number: int) -> None:
+    def __init__(self, words: Sequence[str], work: Path, directory: Path, number: int, nursery: Nursery) -> None:
         self.directory, self.work = directory, work
         self.output = work / f"output-{number}.txt"
         temporary = work / "tmp"
         temporary.mkdir(exist_ok=True)
         variables = {traps.DIRECTORY: str(work), "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
-        self.pid = _forked(words, variables, self.output)
+        self.pid = _forked(words, variables, self.output, nursery)
         self._status: int | None = None
         self._metrics, self._events = Tail(directory / METRICS_LOG), Tail(directory / EVENTS_LOG)
         self._metrics.lines(), self._events.lines()
@@ -153,7 +154,7 @@ class Attempt:
             yield from (f"file {p.name}" for p in names if p.name == LOCK or p.name.startswith(".") or "compacting" in p.name)
 
 
-def _forked(words: Sequence[str], variables: dict[str, str], output: Path) -> int:
+def _forked(words: Sequence[str], variables: dict[str, str], output: Path, nursery: Nursery) -> int:
     """`freerun WORDS` with traps, in a child of this process, which has imported everything already; its number."""
     sys.stdout.flush()
     child = os.fork()
@@ -166,7 +167,7 @@ def _forked(words: Sequence[str], variables: dict[str, str], output: Path) -> in
             for source, target in ((nothing, 0), (file, 1), (file, 2)):
                 os.dup2(source.fileno(), target)
         os.environ.update(variables)
-        hurt(words)
+        hurt(words, nursery)
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1

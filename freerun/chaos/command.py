@@ -8,9 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from freerun.chaos import show
+from freerun import config as configs
+from freerun.chaos import show, traps
 from freerun.chaos.harness import Harness, RunResult
 from freerun.errors import ConfigError
+from freerun.launch import preloaded
+from freerun.recipes import base as recipes
 
 HELP = "kill, freeze, delay and corrupt runs of a recipe at random, resume them, and audit what came of it"
 DETAIL = (
@@ -19,6 +22,7 @@ DETAIL = (
 )
 OVERRIDES = (
     *("--placement.kind", "monarch"),
+    *("--placement.preload", "true"),
     *("--control.sample_every", "1"),
     *("--control.checkpoint_every", "5"),
     *("--control.executor_restarts", "1000000"),
@@ -41,17 +45,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Hurt runs until time or cycles are used up; print and write what came of it."""
+    from freerun import cli
+
     if sys.platform != "linux":
         raise ConfigError("the harness looks for processes in /proc", given=sys.platform, expected="Linux", todo="use one")
     console = Console()
     directory = (arguments.dir or Path("runs") / f"chaos-{datetime.now():%Y%m%d-%H%M%S}").resolve()
+    words = [*OVERRIDES, *rest]
+    config = configs.override(recipes.load(arguments.recipe).recipe(), cli.overrides(words))
     harness = Harness(
         arguments.recipe,
         directory,
         minutes=arguments.minutes,
         seed=arguments.seed,
         cycles=arguments.cycles,
-        overrides=[*OVERRIDES, *rest],
+        overrides=words,
+        modules=[*preloaded(config), traps.__name__],
         say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
     results: list[RunResult] = []
