@@ -67,6 +67,7 @@ class Attempt:
         temporary = work / "tmp"
         temporary.mkdir(exist_ok=True)
         variables = {traps.DIRECTORY: str(work), "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
+        self._nursery = nursery.process.pid
         self.pid = _forked(words, variables, self.output, nursery)
         self._status: int | None = None
         self._metrics, self._events = Tail(directory / METRICS_LOG), Tail(directory / EVENTS_LOG)
@@ -108,7 +109,7 @@ class Attempt:
         """Processes that are home to the executor `name`, or to one of several of that kind; `controller` is the parent."""
         if name == "controller":
             return [self.pid] if self.status is None else []
-        return [pid for pid, comm in processes(self.work) if comm.partition("-")[0] == name]
+        return [pid for pid, comm in processes(self.work, self._nursery) if comm.partition("-")[0] == name]
 
     def signal(self, pids: Sequence[int], number: signal.Signals) -> None:
         """Send it to all that are still there."""
@@ -120,7 +121,7 @@ class Attempt:
 
     def note(self) -> None:
         """Remember which processes there are, so that their files can be told from those of other runs."""
-        self._numbers |= {pid for pid, _ in processes(self.work)}
+        self._numbers |= {pid for pid, _ in processes(self.work, self._nursery)}
 
     # --- after its end -------------------------------------------------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class Attempt:
         return found
 
     def _left(self) -> Iterator[str]:
-        yield from (f"process {pid} ({comm})" for pid, comm in processes(self.work))
+        yield from (f"process {pid} ({comm})" for pid, comm in processes(self.work, self._nursery))
         for path in (p for p in shared.directory().iterdir() if p.name.lstrip(".").startswith(shared.PREFIX)):
             if path.name.split("-")[2:3] and path.name.split("-")[2] in map(str, self._numbers):
                 yield f"shared memory {path.name}"
@@ -181,16 +182,18 @@ def _forked(words: Sequence[str], variables: dict[str, str], output: Path, nurse
         os._exit(status)
 
 
-def processes(work: Path) -> list[tuple[int, str]]:
-    """Living processes that a run whose orders are in `work` has started, with their names."""
+def processes(work: Path, nursery: int) -> list[tuple[int, str]]:
+    """Living processes that a run whose orders are in `work` has started, or had forked from `nursery`; with their names."""
     mark, found = f"{traps.DIRECTORY}={work}".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if mark in (folder / "environ").read_bytes().split(b"\0"):
+            state, parent = (folder / "stat").read_text().rpartition(") ")[2].split()[:2]
+            marked = mark in (folder / "environ").read_bytes().split(b"\0")
+            if state not in "ZX" and (marked or int(parent) == nursery):
                 found.append((int(folder.name), (folder / "comm").read_text().strip()))
         except OSError:
             continue  # ended meanwhile, or another user's
-    return [(pid, comm) for pid, comm in found if pid != os.getpid()]
+    return found
 
 
 def sockets() -> list[str]:

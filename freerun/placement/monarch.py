@@ -237,8 +237,9 @@ class MonarchPlacement:
     async def _open_nursery(self) -> Nursery:
         """Raises `ExecutorDied` if it cannot import what it has to."""
         nursery = Nursery(self._preload)
-        for group in nursery.groups if self._guardian is not None else ():
-            self._guardian.watch_over(group)
+        if self._guardian is not None:
+            for group in nursery.groups:
+                self._guardian.watch_over(group)
         if not await asyncio.get_running_loop().run_in_executor(None, nursery.wait):
             nursery.close()
             raise ExecutorDied(
@@ -252,8 +253,9 @@ class MonarchPlacement:
     def _close_nursery(self) -> None:
         if self._nursery is not None:
             self._nursery.close()
-            for group in self._nursery.groups if self._guardian is not None else ():
-                self._guardian.release(group)
+            if self._guardian is not None:
+                for group in self._nursery.groups:
+                    self._guardian.release(group)
             self._nursery = None
 
     async def _wait(self, life: Life, what: str, start: Callable[[], "asyncio.Future[Any]"]) -> Any:
