@@ -164,6 +164,7 @@ def _forked(words: Sequence[str], variables: dict[str, str], output: Path, nurse
     status = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with output.open("wb") as file, open(os.devnull) as nothing:
             for source, target in ((nothing, 0), (file, 1), (file, 2)):
                 os.dup2(source.fileno(), target)

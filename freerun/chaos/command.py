@@ -1,6 +1,7 @@
 """`freerun chaos`: its arguments, and what it prints."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Hurt runs until time or cycles are used up; print and write what came of it."""
     from freerun import cli
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has had interrupts ignored: runs must not be left
+        signal.signal(number, signal.default_int_handler)
     if sys.platform != "linux":
         raise ConfigError("the harness looks for processes in /proc", given=sys.platform, expected="Linux", todo="use one")
     console = Console()
