@@ -1,6 +1,5 @@
 """One attempt at a run, from outside: its processes, its records as they are written, what it leaves behind. Linux only."""
 
-import atexit
 import json
 import os
 import signal
@@ -177,7 +176,6 @@ def _forked(words: Sequence[str], variables: dict[str, str], output: Path, nurse
         traceback.print_exc()
         raise
     finally:
-        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -56,4 +56,7 @@ def hurt(words: Sequence[str], nursery: Nursery) -> None:
         return trapped(plain(*args, **kwargs))
 
     launch.executors = executors  # type: ignore[assignment]
-    cli.main(words)
+    try:
+        cli.main(words)
+    finally:
+        monarch._shut_down()  # as at the end of a program; what else would happen there is the parent's

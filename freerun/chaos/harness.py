@@ -22,6 +22,8 @@ PERIOD = 0.005
 """Seconds between two looks."""
 STUCK = 240.0
 """Seconds in which a run that was hurt has to get on: far more than it takes, because the machine may be busy."""
+RESUMES = 8
+"""How often a run that was hurt once may end before it gets on."""
 ARMED = 150.0
 """Seconds in which a moment that was ordered has to come."""
 STARTED = 12.0
@@ -247,7 +249,7 @@ class Run:
             else:
                 attempts += 1
                 self._resume()
-            if traps.CLOCK() - struck > STUCK * (1 + attempts):
+            if traps.CLOCK() - struck > STUCK * (1 + attempts) or attempts > RESUMES:
                 raise Stalled(
                     "a run that was hurt did not get on",
                     given=f"{cycle.fault}; its records are in {self._work}",

@@ -325,10 +325,10 @@ class MonarchPlacement:
 
 
 async def _settled(home: Any) -> tuple[int, int]:
-    """`Home.settled`. Raises `Exited` if its process ended before it could answer."""
+    """`Home.settled`. Raises `Exited` if its process could not be started, or ended before it could answer."""
     try:
         return await home.settled.call_one()
-    except (ActorError, SupervisionError) as error:
+    except Exception as error:  # Monarch does not say which kinds there are
         raise Exited(f"unknown: {error}") from error
 
 
