@@ -71,7 +71,7 @@ def train(
             sinks.close()
             write_report(directory)
     if not outcome.finished:
-        console.print(f"stopped at step {outcome.step} of {outcome.total_steps}; {go_on}", markup=False)
+        console.print(f"stopped at step {outcome.step} of {outcome.total_steps}; {go_on}", markup=False, soft_wrap=True)
     return 0 if outcome.finished else EXIT_INTERRUPTED
 
 

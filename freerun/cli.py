@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = known.command(known, rest)
     except FreerunError as error:
         console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
-        console.print(str(error), markup=False, highlight=False)
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         code = EXIT_DIED if isinstance(error, DEATHS) else EXIT_ERROR
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted")
@@ -200,7 +200,11 @@ def _supervised(words: list[str], directory: Path, arguments: argparse.Namespace
     console = Console(stderr=True)
     plain = ["--plain"] if arguments.plain else []
     return supervise(
-        directory, [*words, *plain], arguments.restarts, partial(console.print, markup=False), plain=arguments.plain
+        directory,
+        [*words, *plain],
+        arguments.restarts,
+        partial(console.print, markup=False, soft_wrap=True),
+        plain=arguments.plain,
     )
 
 

@@ -26,6 +26,7 @@ from freerun.staging import (
     Signals,
     open_placement,
     placement_kind,
+    preloaded,
     refuse_other_config,
     subscriber,
     transports,
@@ -63,7 +64,7 @@ async def launch(
     data = stages.Data.of(config, task, begins=checkpoint is None)
     journal = None if evaluate_only or not checkpoint_at_end else Journal(run_dir / JOURNAL, behind=True)
     kind = placement_kind(config.placement.kind)
-    placement = await open_placement(config.placement, kind, run_dir, guardian)
+    placement = await open_placement(config.placement, kind, run_dir, guardian, preload=preload(config))
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)
     if not evaluate_only:
         checkpoints.clean(checkpoint)
@@ -117,6 +118,13 @@ async def launch(
         await placement.stop()
         # What a killed trainer, of this run or of an earlier one, left in shared memory; the living keep theirs locked.
         shared.sweep()
+
+
+def preload(config: RunConfig) -> Sequence[str]:
+    """Modules that the executors find imported, see `staging.preloaded`."""
+    own = (type(config.task), type(config.model), type(config.algorithm))
+    classes = (GeneratorExecutor, TrainerExecutor, RewarderExecutor, *own)
+    return preloaded(config.placement, {config.generator.device, config.trainer.device}, classes)
 
 
 def executors(config: RunConfig, kind: str, run_dir: Path, guardian: Guardian | None = None) -> Sequence[ExecutorSpec]:

@@ -18,7 +18,7 @@ from freerun.placement.base import ExecutorSpec
 from freerun.placement.guardian import Guardian
 from freerun.recipes.control_base import ControlRun, Federation
 from freerun.rundir import PICTURES
-from freerun.staging import Cores, Outcome, Signals, open_placement, placement_kind, transports
+from freerun.staging import Cores, Outcome, Signals, open_placement, placement_kind, preloaded, transports
 from freerun.store.admission import Admission
 from freerun.store.rounds import Interval
 from freerun.tasks.grades import make, missing
@@ -57,7 +57,9 @@ async def launch_control(
     algorithm = config.algorithm.build()
     algorithm.check(spaces)
     kind = placement_kind(config.placement.kind)
-    placement = await open_placement(config.placement, kind, run_dir, guardian)
+    classes = (Collector, ControlTrainer, Client, type(config.env), type(config.algorithm))
+    preload = preloaded(config.placement, {config.trainer.device}, classes)
+    placement = await open_placement(config.placement, kind, run_dir, guardian, preload=preload)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)
     saves = checkpoint_at_end and not evaluate_only
     if not evaluate_only:

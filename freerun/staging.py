@@ -8,7 +8,7 @@ import os
 import secrets
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +69,11 @@ def placement_kind(asked: str) -> str:
     return ("monarch" if installed else "inline") if asked == "auto" else asked
 
 
-async def open_placement(config: PlacementConfig, kind: str, run_dir: Path, guardian: Guardian | None = None) -> Placement:
-    """The placement that `kind` names, which `placement_kind` gave. `guardian` looks after the processes that it starts."""
+async def open_placement(
+    config: PlacementConfig, kind: str, run_dir: Path, guardian: Guardian | None = None, *, preload: Sequence[str] = ()
+) -> Placement:
+    """The placement that `kind` names, which `placement_kind` gave. `guardian` looks after the processes that it starts;
+    `preload` are the modules that they find imported, see `preloaded`."""
     record = run_dir / "interleaving.jsonl" if config.record else None
     if kind == "inline":
         replay = Path(config.replay) if config.replay else None
@@ -79,7 +82,22 @@ async def open_placement(config: PlacementConfig, kind: str, run_dir: Path, guar
     os.environ.setdefault("MONARCH_FILE_LOG", "error")
     from freerun.placement.monarch import MonarchPlacement
 
-    return MonarchPlacement(record=record, guardian=guardian)
+    return MonarchPlacement(record=record, guardian=guardian, preload=preload)
+
+
+def preloaded(config: PlacementConfig, devices: Collection[str], classes: Iterable[type]) -> Sequence[str]:
+    """Modules of these classes, if a process is to have imported them before executors are forked from it. Raises `ConfigError`
+    if a device is no processor."""
+    if not config.preload:
+        return ()
+    if set(devices) != {"cpu"}:
+        raise ConfigError(
+            "executors on a GPU cannot be forked",
+            given=f"devices {', '.join(sorted(set(devices)))}",
+            expected="cpu",
+            todo="--placement.preload false",
+        )
+    return sorted({kind.__module__ for kind in classes})
 
 
 def transports(

@@ -1,6 +1,5 @@
 """One attempt at a run, from outside: its processes, its records as they are written, what it leaves behind. Linux only."""
 
-import atexit
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 
 from freerun.chaos import traps
 from freerun.chaos.child import hurt
+from freerun.placement.monarch_nursery import Nursery
 from freerun.rundir import EVENTS_LOG, LOCK, METRICS_LOG, SUMMARY
 from freerun.weights import shared
 
@@ -60,13 +60,14 @@ class Seen:
 class Attempt:
     """`freerun WORDS` in processes that can be recognised and made to fail. `work` is where orders and output go."""
 
-    def __init__(self, words: Sequence[str], work: Path, directory: Path, number: int) -> None:
+    def __init__(self, words: Sequence[str], work: Path, directory: Path, number: int, nursery: Nursery) -> None:
         self.directory, self.work = directory, work
         self.output = work / f"output-{number}.txt"
         temporary = work / "tmp"
         temporary.mkdir(exist_ok=True)
         variables = {traps.DIRECTORY: str(work), "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
-        self.pid = _forked(words, variables, self.output)
+        self._nursery = nursery.process.pid
+        self.pid = _forked(words, variables, self.output, nursery)
         self._status: int | None = None
         self._metrics, self._events = Tail(directory / METRICS_LOG), Tail(directory / EVENTS_LOG)
         self._metrics.lines(), self._events.lines()
@@ -107,7 +108,7 @@ class Attempt:
         """Processes that are home to the executor `name`, or to one of several of that kind; `controller` is the parent."""
         if name == "controller":
             return [self.pid] if self.status is None else []
-        return [pid for pid, comm in processes(self.work) if comm.partition("-")[0] == name]
+        return [pid for pid, comm in processes(self.work, self._nursery) if comm.partition("-")[0] == name]
 
     def signal(self, pids: Sequence[int], number: signal.Signals) -> None:
         """Send it to all that are still there."""
@@ -119,7 +120,7 @@ class Attempt:
 
     def note(self) -> None:
         """Remember which processes there are, so that their files can be told from those of other runs."""
-        self._numbers |= {pid for pid, _ in processes(self.work)}
+        self._numbers |= {pid for pid, _ in processes(self.work, self._nursery)}
 
     # --- after its end -------------------------------------------------------------------------------------------------------
 
@@ -142,7 +143,7 @@ class Attempt:
         return found
 
     def _left(self) -> Iterator[str]:
-        yield from (f"process {pid} ({comm})" for pid, comm in processes(self.work))
+        yield from (f"process {pid} ({comm})" for pid, comm in processes(self.work, self._nursery))
         for path in (p for p in shared.directory().iterdir() if p.name.lstrip(".").startswith(shared.PREFIX)):
             if path.name.split("-")[2:3] and path.name.split("-")[2] in map(str, self._numbers):
                 yield f"shared memory {path.name}"
@@ -153,7 +154,7 @@ class Attempt:
             yield from (f"file {p.name}" for p in names if p.name == LOCK or p.name.startswith(".") or "compacting" in p.name)
 
 
-def _forked(words: Sequence[str], variables: dict[str, str], output: Path) -> int:
+def _forked(words: Sequence[str], variables: dict[str, str], output: Path, nursery: Nursery) -> int:
     """`freerun WORDS` with traps, in a child of this process, which has imported everything already; its number."""
     sys.stdout.flush()
     child = os.fork()
@@ -162,11 +163,12 @@ def _forked(words: Sequence[str], variables: dict[str, str], output: Path) -> in
     status = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with output.open("wb") as file, open(os.devnull) as nothing:
             for source, target in ((nothing, 0), (file, 1), (file, 2)):
                 os.dup2(source.fileno(), target)
         os.environ.update(variables)
-        hurt(words)
+        hurt(words, nursery)
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
@@ -174,22 +176,23 @@ def _forked(words: Sequence[str], variables: dict[str, str], output: Path) -> in
         traceback.print_exc()
         raise
     finally:
-        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
-def processes(work: Path) -> list[tuple[int, str]]:
-    """Living processes that a run whose orders are in `work` has started, with their names."""
+def processes(work: Path, nursery: int) -> list[tuple[int, str]]:
+    """Living processes that a run whose orders are in `work` has started, or had forked from `nursery`; with their names."""
     mark, found = f"{traps.DIRECTORY}={work}".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if mark in (folder / "environ").read_bytes().split(b"\0"):
+            state, parent = (folder / "stat").read_text().rpartition(") ")[2].split()[:2]
+            marked = mark in (folder / "environ").read_bytes().split(b"\0")
+            if state not in "ZX" and (marked or int(parent) == nursery):
                 found.append((int(folder.name), (folder / "comm").read_text().strip()))
         except OSError:
             continue  # ended meanwhile, or another user's
-    return [(pid, comm) for pid, comm in found if pid != os.getpid()]
+    return found
 
 
 def sockets() -> list[str]:

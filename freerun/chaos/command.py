@@ -1,6 +1,7 @@
 """`freerun chaos`: its arguments, and what it prints."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,9 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from freerun.chaos import show
+from freerun import config as configs
+from freerun.chaos import show, traps
 from freerun.chaos.harness import Harness, RunResult
 from freerun.errors import ConfigError
+from freerun.launch import preload
 from freerun.recipes import base as recipes
 from freerun.recipes.control_base import ControlRun
 
@@ -21,6 +24,7 @@ DETAIL = (
 )
 OVERRIDES = (
     *("--placement.kind", "monarch"),
+    *("--placement.preload", "true"),
     *("--control.sample_every", "1"),
     *("--control.checkpoint_every", "5"),
     *("--control.executor_restarts", "1000000"),
@@ -43,9 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Hurt runs until time or cycles are used up; print and write what came of it."""
+    from freerun import cli
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has had interrupts ignored: runs must not be left
+        signal.signal(number, signal.default_int_handler)
     if sys.platform != "linux":
         raise ConfigError("the harness looks for processes in /proc", given=sys.platform, expected="Linux", todo="use one")
-    if isinstance(recipes.load(arguments.recipe).recipe(), ControlRun):
+    recipe = recipes.load(arguments.recipe).recipe()
+    if isinstance(recipe, ControlRun):
         raise ConfigError(
             "the harness audits items, which a run of environments does not have",
             given=arguments.recipe,
@@ -54,13 +63,16 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         )
     console = Console()
     directory = (arguments.dir or Path("runs") / f"chaos-{datetime.now():%Y%m%d-%H%M%S}").resolve()
+    words = [*OVERRIDES, *rest]
+    config = configs.override(recipe, cli.overrides(words))
     harness = Harness(
         arguments.recipe,
         directory,
         minutes=arguments.minutes,
         seed=arguments.seed,
         cycles=arguments.cycles,
-        overrides=[*OVERRIDES, *rest],
+        overrides=words,
+        modules=[*preload(config), traps.__name__],
         say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
     results: list[RunResult] = []

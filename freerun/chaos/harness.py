@@ -16,11 +16,14 @@ from freerun.chaos.attempt import Attempt, Seen
 from freerun.chaos.faults import ANY, Fault
 from freerun.checkpoint import JOURNAL, MANIFEST, Checkpoints
 from freerun.errors import Stalled
+from freerun.placement.monarch_nursery import Nursery
 
 PERIOD = 0.005
 """Seconds between two looks."""
 STUCK = 240.0
 """Seconds in which a run that was hurt has to get on: far more than it takes, because the machine may be busy."""
+RESUMES = 8
+"""How often a run that was hurt once may end before it gets on."""
 ARMED = 150.0
 """Seconds in which a moment that was ordered has to come."""
 STARTED = 12.0
@@ -59,7 +62,7 @@ class RunResult:
 
 class Harness:
     """Hurts runs of `recipe` below `directory` until `minutes` are over or there were `cycles`. `overrides` are words for
-    `freerun run`; `say` is told of each cycle."""
+    `freerun run`, `modules` what its executors need; `say` is told of each cycle."""
 
     def __init__(
         self,
@@ -70,20 +73,26 @@ class Harness:
         seed: int,
         cycles: int | None,
         overrides: Sequence[str],
+        modules: Sequence[str],
         say: Callable[[str], None],
     ) -> None:
         self.recipe, self.directory, self.overrides, self.say = recipe, directory, overrides, say
         self._deadline, self._cycles, self._seed = time.monotonic() + 60.0 * minutes, cycles, seed
         self._faults = faults.drawn(seed)
         self._draw = random.Random(f"{seed}/times")
-        self._done, self._orders = 0, 0
+        self._done, self._orders, self._modules = 0, 0, tuple(modules)
+        self.nursery: Nursery
 
     def runs(self) -> Iterator[RunResult]:
         """One run after the other."""
-        number = 0
-        while self._more():
-            yield Run(self, self.directory / f"run-{number}", seed=self._seed * 1000 + number).live()
-            number += 1
+        self.nursery, number = Nursery(self._modules), 0
+        try:
+            self.nursery.wait()
+            while self._more():
+                yield Run(self, self.directory / f"run-{number}", seed=self._seed * 1000 + number).live()
+                number += 1
+        finally:
+            self.nursery.close()
 
     def _more(self) -> bool:
         return time.monotonic() < self._deadline and (self._cycles is None or self._done < self._cycles)
@@ -240,7 +249,7 @@ class Run:
             else:
                 attempts += 1
                 self._resume()
-            if traps.CLOCK() - struck > STUCK * (1 + attempts):
+            if traps.CLOCK() - struck > STUCK * (1 + attempts) or attempts > RESUMES:
                 raise Stalled(
                     "a run that was hurt did not get on",
                     given=f"{cycle.fault}; its records are in {self._work}",
@@ -297,7 +306,7 @@ class Run:
     # --- attempts ------------------------------------------------------------------------------------------------------------
 
     def _begin(self, words: Sequence[str]) -> None:
-        self._attempt = Attempt(words, self._work, self._directory, self._attempts)
+        self._attempt = Attempt(words, self._work, self._directory, self._attempts, self._harness.nursery)
         self._attempts += 1
 
     def _resume(self) -> None:

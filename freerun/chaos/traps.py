@@ -130,8 +130,9 @@ class Trap:
             (self._directory / ORDER).rename(taken)
         except FileNotFoundError:
             return False
-        taken.write_text(repr(CLOCK()))
-        taken.rename(done)
+        when = taken.with_name(f"{done.name}.new")  # not into the file that others may be reading as an order
+        when.write_text(repr(CLOCK()))
+        when.rename(done)
         return True
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import monarch.actor
+from monarch._rust_bindings.monarch_hyperactor.host_mesh import BootstrapCommand
 from monarch._rust_bindings.monarch_hyperactor.supervision import SupervisionError
 from monarch.actor import (
     Actor,
@@ -31,12 +32,13 @@ from monarch.actor import (
     this_host,
 )
 
-from freerun.errors import FreerunError
+from freerun.errors import ExecutorDied, FreerunError
 from freerun.placement import resident, wire
 from freerun.placement.base import Death, ExecutorSpec
 from freerun.placement.calls import END, Desk, Exited, Life, check
 from freerun.placement.guardian import Guardian
 from freerun.placement.interleaving import Recorder
+from freerun.placement.monarch_nursery import Nursery
 from freerun.placement.processes import Process, end
 
 log = logging.getLogger(__name__)
@@ -132,16 +134,27 @@ class MonarchPlacement:
     """See `base.Placement`. Processes on this host.
 
     `record` writes the order of completions to a file that `InlinePlacement` can replay. `start_deadline` is how many seconds
-    the start of a process and each constructor may take. `guardian` is told of every process; by default one is made.
+    the start of a process and each constructor may take. `guardian` is told of every process; by default one is made. With
+    `preload`, processes are forked from one that has imported these modules: see `monarch_nursery`.
     """
 
-    def __init__(self, *, record: Path | None = None, start_deadline: float = 600.0, guardian: Guardian | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        record: Path | None = None,
+        start_deadline: float = 600.0,
+        guardian: Guardian | None = None,
+        preload: Sequence[str] = (),
+    ) -> None:
         self._recorder = Recorder(record) if record is not None else None
         self._desk = Desk(self._recorder)
         self._start_deadline = start_deadline
         self._specs: dict[str, ExecutorSpec] = {}
         self._places: dict[str, _Place] = {}
         self._starting: list[ProcMesh] = []
+        self._preload = tuple(preload)
+        self._nursery: Nursery | None = None
+        self._nursery_opens = asyncio.Lock()
         self._streams = itertools.count()
         self._guardian, self._shared_guardian = guardian, guardian is not None
 
@@ -195,7 +208,7 @@ class MonarchPlacement:
 
     async def _start(self, spec: ExecutorSpec) -> MonarchHandle:
         life = Life(spec.name, settled=False)
-        command = default_bootstrap_cmd().with_env(resident.environment(spec.threads))
+        command = await self._command(spec.threads)
         mesh = this_host().spawn_procs(name="executor", bootstrap_command=command)
         self._starting.append(mesh)
         home = mesh.spawn("home", Home, spec.name, tuple(spec.cores))
@@ -209,6 +222,43 @@ class MonarchPlacement:
         await self._wait(life, "construct", lambda: asyncio.ensure_future(place.ask("start", message)))
         life.settled = True
         return MonarchHandle(spec.name, self, place)
+
+    async def _command(self, threads: int) -> BootstrapCommand:
+        """What Monarch is to start a process with."""
+        command = default_bootstrap_cmd().with_env(resident.environment(threads))
+        if not self._preload:
+            return command
+        async with self._nursery_opens:
+            if self._nursery is not None and not self._nursery.alive:
+                self._close_nursery()
+            if self._nursery is None:
+                self._nursery = await self._open_nursery()
+        program, arguments = self._nursery.command()
+        return BootstrapCommand(program, None, arguments, command.env)
+
+    async def _open_nursery(self) -> Nursery:
+        """Raises `ExecutorDied` if it cannot import what it has to."""
+        nursery = Nursery(self._preload)
+        if self._guardian is not None:
+            for group in nursery.groups:
+                self._guardian.watch_over(group)
+        if not await asyncio.get_running_loop().run_in_executor(None, nursery.wait):
+            nursery.close()
+            raise ExecutorDied(
+                "the process that executors are forked from died",
+                given=f"it was to import {', '.join(self._preload)}",
+                expected="modules that can be imported",
+                todo="look for its last lines on stderr, or start executors without it: --placement.preload false",
+            )
+        return nursery
+
+    def _close_nursery(self) -> None:
+        if self._nursery is not None:
+            self._nursery.close()
+            if self._guardian is not None:
+                for group in self._nursery.groups:
+                    self._guardian.release(group)
+            self._nursery = None
 
     async def _wait(self, life: Life, what: str, start: Callable[[], "asyncio.Future[Any]"]) -> Any:
         return await self._desk.call(
@@ -259,6 +309,7 @@ class MonarchPlacement:
         await asyncio.gather(
             *(asyncio.wait_for(mesh.stop().as_asyncio(), deadline / 4) for mesh in starting), return_exceptions=True
         )
+        self._close_nursery()
         if self._guardian is not None and not self._shared_guardian:
             self._guardian.close()
             self._guardian = None
@@ -276,10 +327,10 @@ class MonarchPlacement:
 
 
 async def _settled(home: Any) -> tuple[int, int]:
-    """`Home.settled`. Raises `Exited` if its process ended before it could answer."""
+    """`Home.settled`. Raises `Exited` if its process could not be started, or ended before it could answer."""
     try:
         return await home.settled.call_one()
-    except (ActorError, SupervisionError) as error:
+    except Exception as error:  # Monarch does not say which kinds there are
         raise Exited(f"unknown: {error}") from error
 
 

@@ -7,11 +7,14 @@ import signal
 import struct
 import sys
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 POLL = 0.5
 """Seconds between two looks at a process for what the kernel does not tell us: that it ended, anywhere but on Linux; that it is
 stopped, on Linux."""
+REAPED = 0.05
+"""Seconds in which the parent of a process that ended should have taken note of that."""
 FROZEN = 5.0
 """Seconds for which a process may be stopped by a signal before it counts as dead. A debugger's stop is another state."""
 
@@ -61,25 +64,21 @@ class Process:
                 self._signal_group(signal.SIGKILL)
                 return
 
-    def _on_end(self) -> None:
+    def _on_end(self, *, asks: int = 4) -> None:
+        """The process ended. How, its parent may have to ask first, if that is not us: then we ask a few times more."""
         if self.ended.is_set():
             return
-        how = f"process {self.pid} ended{self._cause()}"
+        status = None if self._descriptor is None else _status(self._descriptor)
+        if self._descriptor is not None:
+            self._loop.remove_reader(self._descriptor)
+            if status is None and asks:
+                self._loop.call_later(REAPED, partial(self._on_end, asks=asks - 1))
+                return
+        how = f"process {self.pid} ended{_cause(status)}"
         if self.frozen:
             how = f"process {self.pid} was stopped by a signal for {FROZEN:g} s, and then killed"
         self.ended.set()
-        if self._descriptor is not None:
-            self._loop.remove_reader(self._descriptor)
         self._report(how)
-
-    def _cause(self) -> str:
-        """How the process ended, as far as the kernel says."""
-        status = None if self._descriptor is None else _status(self._descriptor)
-        if status is None:
-            return ""
-        if status >= 0:
-            return f" with exit status {status}"
-        return f", killed by {signal.Signals(-status).name}"
 
     def send(self, number: signal.Signals) -> None:
         """Signal the process and everything in its group, if it still runs."""
@@ -104,6 +103,12 @@ class Process:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _cause(status: int | None) -> str:
+    if status is None:
+        return ""
+    return f" with exit status {status}" if status >= 0 else f", killed by {signal.Signals(-status).name}"
 
 
 def _status(descriptor: int) -> int | None:

@@ -38,6 +38,9 @@ class PlacementConfig:
     """Write the order in which calls complete to `interleaving.jsonl` in the run directory."""
     replay: str = ""
     """Inline only: follow the order in this `interleaving.jsonl`, bit for bit."""
+    preload: bool = False
+    """Monarch on processors only: fork executors from a process that has imported everything, so that they start, and replace
+    dead ones, in a fraction of a second and share that memory."""
     generators: int = 1
     """Number of generator executors."""
     threads: int = 0

@@ -22,9 +22,19 @@ def children(marker: str) -> list[int]:
     return found
 
 
+STEPS, GROUPS = 300, 4
+"""Of the run that `start` starts."""
+
+
 def start(directory: Path, marker: str, *more: str) -> subprocess.Popen:
-    """`freerun run tiny-addition` under Monarch, with a short warm start."""
-    settings = ["--placement.kind", "monarch", "--warm_start.steps", "20", "--control.final_eval_prompts", "32", *more]
+    """`freerun run tiny-faults` under Monarch, for some seconds."""
+    settings = ["--placement.kind", "monarch", "--control.steps", str(STEPS), *more]
+    return command(marker, "run", "tiny-faults", "--plain", "--dir", str(directory), *settings)
+
+
+def start_with_warm_start(directory: Path, marker: str) -> subprocess.Popen:
+    """`freerun run tiny-addition` under Monarch, which has a stage before RL."""
+    settings = ["--placement.kind", "monarch", "--warm_start.steps", "20", "--control.final_eval_prompts", "32"]
     return command(marker, "run", "tiny-addition", "--plain", "--dir", str(directory), *settings)
 
 

@@ -6,7 +6,7 @@ import signal
 
 import psutil
 import pytest
-from dist.runs import children, command, named, shared_files, start, steps, wait_until
+from dist.runs import GROUPS, STEPS, children, command, named, shared_files, start, steps, wait_until
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -27,13 +27,13 @@ def test_a_killed_executor_is_named_and_replaced_within_seconds_and_the_run_goes
     finally:
         run.kill()
     assert run.returncode == 0, output
-    assert steps(directory) == 60
+    assert steps(directory) == STEPS
     (died,), (again,) = events(directory, "died"), events(directory, "respawned")
     assert died["executor"] == again["executor"] == name
     # Noticed by the kernel at once; what takes time is the start of a process that imports torch.
     assert again["end"] - died["end"] < 60
     items = [row for row in map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())]
-    assert items[-1]["metrics"]["items/trained"] == 60 * 16
+    assert items[-1]["metrics"]["items/trained"] == STEPS * GROUPS
     wait_until(lambda: not children(marker), 15)
 
 
@@ -83,7 +83,7 @@ def test_with_restarts_a_run_whose_trainer_or_controller_died_goes_on_by_itself(
     assert (summary["outcome"], summary["attempts"], "because" in first) == ("finished", 2, False)
     assert (f"executor '{name}' died" if name == "trainer" else f"process {pid}) was killed by SIGKILL") in second["because"]
     rows = list(map(json.loads, (directory / "metrics.jsonl").read_text().splitlines()))
-    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     wait_until(lambda: not children(marker), 15)
 
 
@@ -104,8 +104,8 @@ def test_a_killed_controller_resumes_with_every_finished_group(tmp_path):
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
     rows = list(map(json.loads, (directory / "metrics.jsonl").read_text().splitlines()))
-    assert [row["step"] for row in rows] == list(range(1, 61))
-    assert rows[-1]["metrics"]["items/trained"] == 60 * 16
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert rows[-1]["metrics"]["items/trained"] == STEPS * GROUPS
     assert sum(row["metrics"].get("items/used/recalled", 0) for row in rows) > 0
     wait_until(lambda: not children(marker), 15)
     assert shared_files() <= before

@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from dist.runs import children, shared_files, start, steps, wait_until
+from dist.runs import children, shared_files, start, start_with_warm_start, steps, wait_until
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(300)]
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_behind(moment, number, tmp_path):
     marker, before, directory = f"freerun-{os.getpid()}-{moment}-{number}", shared_files(), tmp_path / "run"
-    run = start(directory, marker)
+    run = (start_with_warm_start if moment == "warm start" else start)(directory, marker)
     reached = {
         "importing": lambda: True,
         "spawning": lambda: len(children(marker)) >= 3,
@@ -35,14 +35,11 @@ def test_an_interrupted_run_leaves_nothing_behind(moment, number, tmp_path):
     assert shared_files() <= before
 
 
-def test_a_killed_controller_leaves_no_process_and_the_next_run_sweeps_its_memory(tmp_path):
-    marker, directory = f"freerun-{os.getpid()}-killed", tmp_path / "run"
+def test_a_killed_controller_leaves_no_process_and_no_memory(tmp_path):
+    marker, before, directory = f"freerun-{os.getpid()}-killed", shared_files(), tmp_path / "run"
     run = start(directory, marker)
     wait_until(lambda: steps(directory) >= 2, 150)
     run.send_signal(signal.SIGKILL)
     run.communicate(timeout=10)
     wait_until(lambda: not children(marker), 20)
-    from freerun.weights.shared import sweep
-
-    sweep()
-    assert not shared_files()
+    assert shared_files() <= before

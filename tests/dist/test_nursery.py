@@ -1,0 +1,138 @@
+"""Executors that are forked from a process which has imported everything already."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from dist.test_monarch import alive, gone
+
+from freerun.errors import ExecutorDied
+from freerun.placement.base import ExecutorSpec
+
+pytest.importorskip("monarch", reason="torchmonarch is not installed")
+
+from freerun.placement.monarch import MonarchPlacement
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(120)]
+
+
+class Worker:
+    """Tells where it is. Nothing here imports torch."""
+
+    def __init__(self) -> None:
+        self.state = 0
+
+    def add(self, amount: int) -> int:
+        self.state += amount
+        return self.state
+
+    def surroundings(self) -> dict:
+        return {
+            "parent": os.getppid(),
+            "preloaded": "fractions" in sys.modules,
+            "threads": os.environ["OMP_NUM_THREADS"],
+            "cores": sorted(os.sched_getaffinity(0)),
+            "leads its group": os.getpgrp() == os.getpid(),
+        }
+
+
+def run(body, *specs):
+    async def main():
+        placement = MonarchPlacement(start_deadline=60, preload=["fractions"])
+        try:
+            handles = await placement.spawn(specs or [ExecutorSpec(name=name, factory=Worker) for name in "ab"])
+            return await body(placement, *handles.values())
+        finally:
+            nursery, pids = placement._nursery, list(placement.pids().values())
+            await placement.stop()
+            assert await gone(*pids, *([nursery.process.pid] if nursery is not None else []))
+            assert nursery is None or not nursery.path.parent.exists()
+
+    return asyncio.run(main())
+
+
+def test_executors_have_one_parent_and_each_its_own_threads_and_cores():
+    cores = sorted(os.sched_getaffinity(0))
+
+    async def body(placement, a, b):
+        first, second = [await handle.call("surroundings", deadline=20) for handle in (a, b)]
+        common = {"parent": placement._nursery.process.pid, "preloaded": True, "leads its group": True}
+        assert first == {**common, "threads": "1", "cores": [cores[0]]}
+        assert second == {**common, "threads": "3", "cores": cores}
+        assert [await handle.call("add", 2, deadline=20) for handle in (a, b)] == [2, 2]
+
+    run(body, ExecutorSpec(name="a", factory=Worker, cores=(cores[0],)), ExecutorSpec(name="b", factory=Worker, threads=3))
+
+
+def test_a_killed_one_is_noticed_with_its_cause_and_replaced():
+    async def body(placement, a, b):
+        os.kill(placement.pids()["a"], signal.SIGKILL)
+        name, how = await anext(placement.failures())
+        assert name == "a" and "ended" in how
+        again = await placement.respawn("a")
+        assert await again.call("add", 4, deadline=20) == 4
+        assert await b.call("add", 1, deadline=20) == 1
+
+    run(body)
+
+
+def test_when_the_nursery_itself_is_killed_its_children_count_as_dead_and_another_is_started():
+    async def body(placement, a, b):
+        first = placement._nursery.process.pid
+        os.killpg(first, signal.SIGKILL)
+        with pytest.raises(ExecutorDied):
+            while True:  # until Monarch knows that it cannot reach it
+                await a.call("add", 1, deadline=60)
+                await asyncio.sleep(0.1)
+        again = await placement.respawn("a")
+        assert await again.call("add", 7, deadline=20) == 7
+        assert placement._nursery.process.pid != first
+
+    run(body)
+
+
+def test_modules_that_cannot_be_imported_are_named():
+    async def main():
+        placement = MonarchPlacement(preload=["freerun.nonsense"])
+        with pytest.raises(ExecutorDied, match=r"freerun\.nonsense"):
+            await placement.spawn([ExecutorSpec(name="a", factory=Worker)])
+        await placement.stop()
+
+    asyncio.run(main())
+
+
+def test_nothing_of_it_outlives_a_controller_that_is_killed(tmp_path):
+    script = tmp_path / "controller.py"
+    script.write_text(
+        textwrap.dedent("""
+        import asyncio, json
+        from freerun.placement.base import ExecutorSpec
+        from freerun.placement.monarch import MonarchPlacement
+
+        class Worker:
+            def spin(self):
+                while True: pass
+
+        async def main():
+            placement = MonarchPlacement(preload=["fractions"])
+            handles = await placement.spawn([ExecutorSpec(name=n, factory=Worker) for n in "ab"])
+            print(json.dumps([*placement.pids().values(), placement._nursery.process.pid]), flush=True)
+            await handles["a"].call("spin", deadline=600)
+
+        asyncio.run(main())
+    """)
+    )
+    controller = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    try:
+        pids = json.loads(controller.stdout.readline())
+        assert len(pids) == 3 and all(map(alive, pids))
+    finally:
+        controller.kill()
+        controller.stdout.close()
+        controller.wait()
+    assert asyncio.run(gone(*pids))
