@@ -129,6 +129,12 @@ class Controller(Program):
         self.version = self.ref.version
         self.intake.published(self.version)
 
+    async def evaluate(self, amount: int) -> None:
+        """As `Program.evaluate`. Admission does not hear of the version: it was not told of the steps that made it."""
+        await super()._start("publishing the loaded version")
+        self.version = self.ref.version
+        await self._beside_loops(self._judge_fully(amount))
+
     def request_stop(self) -> None:
         self.intake.stopping = True
         super().request_stop()

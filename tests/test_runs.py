@@ -99,6 +99,16 @@ def test_every_first_algorithm_runs_to_its_end(algorithm, tmp_path):
     assert all(row["metrics"]["lag/max"] <= 2 for row in rows)
 
 
+def test_a_checkpoint_is_evaluated_as_the_run_was_at_its_end(tmp_path):
+    config = small()
+    outcome, _ = run(config, tmp_path / "run")
+    last = outcome.evaluations[-1]
+    checkpoint, _ = Checkpoints(tmp_path / "run" / "checkpoints").newest_whole()
+    work = launch(config, tmp_path / "run", Fanout([]), checkpoint=checkpoint, evaluate_only=last.count)
+    (again,) = asyncio.run(asyncio.wait_for(work, 100)).evaluations
+    assert (again.accuracy, again.count, again.newest) == (last.accuracy, last.count, last.newest)
+
+
 # In bfloat16 the two round differently: the trainer under autocast over float32 weights, the generator with weights that were
 # rounded at publication.
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-4), ("bfloat16", 0.06)])

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 RETIREMENT = 10.0
 """Seconds for an executor that is not needed any more to close and end, before it is killed."""
+GOODBYE = 0.5
+"""Seconds for Monarch to stop a process by itself, which it often does not; what is closed has nothing to lose."""
 STACKS = 0.5
 """Seconds in which every process has written its stacks."""
 
@@ -184,7 +186,7 @@ class MonarchPlacement:
         living = [place for place in places if not place.process.ended.is_set()]
         closing = [asyncio.wait_for(place.close(), deadline / 2) for place in living]
         endings = await asyncio.gather(*closing, return_exceptions=True)
-        stopping = [asyncio.wait_for(place.mesh.stop().as_asyncio(), deadline / 4) for place in living]
+        stopping = [asyncio.wait_for(place.mesh.stop().as_asyncio(), GOODBYE) for place in living]
         for ending in await asyncio.gather(*stopping, return_exceptions=True):
             if isinstance(ending, BaseException):
                 log.debug("monarch could not stop a process by itself: %s", ending)
@@ -248,7 +250,7 @@ class MonarchPlacement:
         return {name: place.process.pid for name, place in self._places.items()}
 
     async def stop(self, deadline: float = 10.0) -> None:
-        """See `base.Placement.stop`: executors are closed, then processes are stopped, and what still runs then is killed.
+        """See `base.Placement.stop`: executors are closed, then processes are ended, and what still runs then is killed.
 
         If closing raises, everything else is still ended, and then it is raised here.
         """

@@ -144,13 +144,12 @@ def _exists(pid: int) -> bool:
 
 
 async def end(processes: Collection[Process], *, patience: float = 1.0) -> None:
-    """Wait until all of `processes` have ended: by themselves for `patience` seconds, then asked to (SIGTERM), then not asked
-    (SIGKILL). What they started and left behind in their groups is killed."""
-    for number, seconds in ((None, patience), (signal.SIGTERM, patience), (signal.SIGKILL, 10 * patience)):
+    """Wait until all of `processes` have ended: asked to (SIGTERM) for `patience` seconds, then not asked (SIGKILL). What they
+    started and left behind in their groups is killed."""
+    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 10 * patience)):
         running = [p for p in processes if not p.ended.is_set()]
         for process in running:
-            if number is not None:
-                process.send(number)
+            process.send(number)
         waits = [asyncio.ensure_future(p.ended.wait()) for p in running]
         if waits:
             _, late = await asyncio.wait(waits, timeout=seconds)
