@@ -141,7 +141,8 @@ class Replay(Supply):
             consumers={TRAINER: Consumer(needs=(), selector=Uniform(), uses=0, limiter=MinSize())},
         )
         self.table = Table(self._config)
-        self.coming = self.ordered = self.arrivals = 0
+        self.coming = self.ordered = self.arrivals = self._inserted = 0
+        self._answered: dict[int, int] = {}
 
     def begin_phase(self, work: Work) -> None:
         self.table.limit(TRAINER, self._limiter(work))
@@ -167,9 +168,14 @@ class Replay(Supply):
         return self.arrivals - 1
 
     def stored(self, chunk: Chunk) -> None:
-        """The trainer has it."""
-        self.coming -= 1
-        self.table.insert(chunk.item, version=chunk.oldest_version, columns={}, promised=True)
+        """The trainer has it. Chunks are stored in the order of their keys; answers that come at once come in any order, and
+        the table takes them in that of the keys."""
+        self._answered[chunk.item] = chunk.oldest_version
+        while self._inserted in self._answered:
+            version = self._answered.pop(self._inserted)
+            self.table.insert(self._inserted, version=version, columns={}, promised=True)
+            self._inserted += 1
+            self.coming -= 1
 
     def counts(self) -> Mapping[str, int]:
         gone = {why: self.table.counts[why] for why in ("evicted", "expired")}
@@ -183,6 +189,7 @@ class Replay(Supply):
         self.table = Table.from_state(self._config, state["table"], lambda key, column: None)
         self.table.limit(TRAINER, self._limiter(work), since=state["table"]["since"][TRAINER])
         self.ordered, self.arrivals, self.coming = state["ordered"], state["arrivals"], 0
+        self._inserted = self.arrivals
 
 
 class Collection:

@@ -55,6 +55,7 @@ def test_a_killed_controller_resumes_from_its_checkpoint_and_finishes(tmp_path):
     assert again.returncode == 0, output
     made = rows(directory)
     assert made[-1]["env/total"] == 12_000
-    assert sum(row["updates"] for row in made) == 11_000
+    # One for each environment step after the first 1000, which are 32 whole chunks of 32 steps.
+    assert sum(row["updates"] for row in made) == 12_000 - 32 * 32
     wait_until(lambda: not children(marker), 15)
     assert shared_files() <= before

@@ -49,9 +49,13 @@ class Simulation:
             _, _, what, detail = heapq.heappop(self.events)
             if what == "chunk":
                 actor, version = detail
-                self.supply.stored(Chunk(item=self.supply.next_key(), actor=actor, columns={}, oldest_version=version))
-                self.stored += 1
+                chunk = Chunk(item=self.supply.next_key(), actor=actor, columns={}, oldest_version=version)
                 self.waiting.add(actor)
+                # How long its answer takes is the wire's, so answers come in any order.
+                self.later("stored", chunk)
+            elif what == "stored":
+                self.supply.stored(detail)
+                self.stored += 1
             else:
                 self.version += 1
                 self.training = False
