@@ -30,5 +30,6 @@ def claim() -> Claim:
             Expectation(better="better half", worse="all"),
             Expectation(better="expert", worse="random", margin=90.0),
         ),
-        minutes=5.0,
+        seeds=6,
+        minutes=2.0,
     )

@@ -37,6 +37,6 @@ def claim() -> Claim:
             Expectation(better="ten epochs", worse="ten epochs, no clip", margin=20.0),
             Expectation(better="ten epochs", worse="one epoch", margin=20.0),
         ),
-        seeds=5,
+        seeds=12,
         minutes=6.0,
     )
