@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from freerun.trainer.control_config import DatasetConfig
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "control-learning.json"
 PEERS = {"ppo": "Stable-Baselines3", "dqn": "Stable-Baselines3", "sac": "Stable-Baselines3", "td3": "Stable-Baselines3"}
-PEERS |= {"bc": "d3rlpy", "td3_bc": "d3rlpy", "iql": "d3rlpy"}
+PEERS |= dict.fromkeys(("bc", "td3_bc", "iql", "cql", "awac"), "d3rlpy")
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for seed in range(args.seeds):
         for name in args.recipes:
-            config = recipes.load(name).recipe()
+            config = compared(recipes.load(name).recipe())
             method = config.algorithm.build().name
             entry = known.setdefault(name, {"method": method, "env": config.env.id, **amount(config), "runs": {}})
             if not _has(entry, "Freerun", seed):
@@ -57,6 +57,12 @@ def main() -> None:
             peer = PEERS.get(method)
             if args.peer_python and peer and not _has(entry, peer, seed):
                 _keep(known, entry, peer, seed, _peer(args.peer_python, peer, name, config, seed))
+
+
+def compared(config: ControlRun) -> ControlRun:
+    """The part of a recipe that is compared: where it begins with recorded data, what it learns from that alone."""
+    phases = config.control.phases
+    return config if phases[0].env_steps else replace(config, control=replace(config.control, phases=phases[:1]))
 
 
 def amount(config: ControlRun) -> dict[str, int]:
@@ -109,7 +115,8 @@ def _peer(python: str, system: str, name: str, config: ControlRun, seed: int) ->
 
 
 def _arguments() -> Any:
-    usual = ["cartpole-ppo", "cartpole-dqn", "pendulum-sac", "pendulum-td3", "pendulum-bc", "pendulum-td3-bc", "pendulum-iql"]
+    usual = ["cartpole-ppo", "cartpole-dqn", "pendulum-sac", "pendulum-td3", "hopper-sac", "halfcheetah-sac"]
+    usual += ["pendulum-bc", "pendulum-td3-bc", "pendulum-iql", "pendulum-cql", "pendulum-awac"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=usual, metavar="RECIPE", help=f"default: {' '.join(usual)}")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to so many (default 3)")

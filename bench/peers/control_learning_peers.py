@@ -121,14 +121,24 @@ def d3rlpy_run(job: dict[str, Any]) -> float:
         "observation_scaler": StandardObservationScaler(),
         "action_scaler": MinMaxActionScaler(minimum=low, maximum=high),
     }
-    lr = ours["lr"]
     if job["method"] == "bc":
-        algorithm: Any = d3rlpy.algos.BCConfig(learning_rate=lr, encoder_factory=encoder, **common)
+        algorithm: Any = d3rlpy.algos.BCConfig(learning_rate=ours["lr"], encoder_factory=encoder, **common)
     else:
-        common |= {"actor_learning_rate": lr, "critic_learning_rate": lr, "gamma": ours["gamma"], "tau": ours["rate"]}
+        rates = {f"{name}_learning_rate": ours.get(f"{name}_lr", ours.get("lr")) for name in ("actor", "critic")}
+        common |= {**rates, "gamma": ours["gamma"], "tau": ours["rate"]}
         common |= {"actor_encoder_factory": encoder, "critic_encoder_factory": encoder}
         if job["method"] == "td3_bc":
             algorithm = d3rlpy.algos.TD3PlusBCConfig(alpha=ours["alpha"], update_actor_interval=ours["actor_every"], **common)
+        elif job["method"] == "cql":
+            algorithm = d3rlpy.algos.CQLConfig(
+                temp_learning_rate=ours["actor_lr"],
+                alpha_learning_rate=0.0,  # the weight stays what it is
+                conservative_weight=ours["weight"],
+                n_action_samples=ours["num_actions"],
+                **common,
+            )
+        elif job["method"] == "awac":
+            algorithm = d3rlpy.algos.AWACConfig(lam=ours["temperature"], **common)
         else:
             returns = [float(total) for total in totals.values()]
             scaler = d3rlpy.preprocessing.MultiplyRewardScaler(1000.0 / (max(returns) - min(returns)))
