@@ -15,6 +15,7 @@ import json
 import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +36,10 @@ TOLD: Mapping[str, Mapping[str, Any]] = {"topr": {"rewards": "zero_one"}}
 """What a method has to be told about the job, whose rewards are 0 and 1; all else is at its defaults."""
 KEPT = ("accuracy", "start", "reward", "mean_reward", "ess", "clipped", "entropy", "lag", "diverged", "cpu")
 """What a cell keeps of a run, see `tiny.train`."""
+
+
+BEARABLE = 0.05
+"""Accuracy that a method may lose against lag 0 and still count as holding."""
 
 
 def methods() -> dict[str, ModuleType]:
@@ -59,6 +64,22 @@ def cell(name: str, module: ModuleType, lag: int, seed: int) -> dict[str, Any]:
         run = tiny.train(module.Config(**TOLD.get(name, {})), seed=seed, lag=lag)
         write(file, {name: run[name] for name in KEPT})
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def losses(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], lag: str) -> list[float]:
+    """By how much accuracy is lower at `lag` than at lag 0, seed by seed."""
+    return [cells["0"][seed]["accuracy"] - ran["accuracy"] for seed, ran in cells[lag].items()]
+
+
+def holds_to(cells: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> int:
+    """The largest lag to which a method holds: there, and at every smaller one of the study, it loses `BEARABLE` at most
+    against lag 0, mean over seeds."""
+    held = 0
+    for lag in sorted(map(int, cells)):
+        if fmean(losses(cells, str(lag))) > BEARABLE:
+            break
+        held = lag
+    return held
 
 
 def study(names: Sequence[str], lags: Sequence[int], seeds: int, file: Path, console: Console) -> None:

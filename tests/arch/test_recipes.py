@@ -5,6 +5,8 @@ import json
 import pytest
 
 from freerun import config
+from freerun.claims.run import results_directory
+from freerun.claims.staleness import holds_to
 from freerun.recipes import base as recipes
 from freerun.recipes.control_base import ControlRun
 
@@ -39,3 +41,15 @@ def test_every_number_of_a_recipe_can_be_overridden_with_its_own_value(name: str
 @pytest.mark.parametrize(("name", "text"), list(recipes.described()))
 def test_every_recipe_says_in_a_line_what_it_shows(name: str, text: str) -> None:
     assert 20 < len(text) < 400
+
+
+def test_no_recipe_asks_for_a_larger_lag_than_its_method_holds_to_in_the_study_of_staleness() -> None:
+    study = json.loads((results_directory().parent / "staleness-study.json").read_text())
+    asked = {name: built for name in NAMES if isinstance(built := recipes.load(name).recipe(), recipes.RunConfig)}
+    seen = {name: (built.control.max_lag, type(built.algorithm).__module__.rpartition(".")[2]) for name, built in asked.items()}
+    too_far = {
+        name: (lag, method)
+        for name, (lag, method) in seen.items()
+        if method in study and lag > holds_to(study[method]["cells"])
+    }
+    assert not too_far, f"recipes beyond what docs/staleness-study.md found: {too_far}"
