@@ -9,13 +9,14 @@ Monarch starts a stub in place of each process, and knows that. The stub asks th
 in a folder of the run's own, and neither outlives the other. The nursery ends with its parent, whose end closes its standard
 input.
 
-Run as a script: `serve PATH MODULE...` is the nursery, `stub PATH` a stub, which needs the standard library alone.
+Run as a script: `serve PATH MODULE...` is the nursery, `stub PATH PARENT` a stub, which needs the standard library alone.
 """
 
 import contextlib
 import importlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -31,6 +32,8 @@ from typing import Any
 _LENGTH = struct.Struct("<I")
 _STATUS = struct.Struct("<i")
 BACKLOG = 128
+POLL = 0.25
+"""Seconds between two looks of a stub at whether its parent is still there."""
 
 
 class Nursery:
@@ -66,8 +69,8 @@ class Nursery:
         return self.process.stdout.readline() == b"ready\n"
 
     def command(self) -> tuple[str, list[str]]:
-        """Program and arguments of a stub."""
-        return sys.executable, ["-I", "-S", __file__, "stub", str(self.path)]
+        """Program and arguments of a stub that this process starts."""
+        return sys.executable, ["-I", "-S", __file__, "stub", str(self.path), str(os.getpid())]
 
     def close(self) -> None:
         """End it and what it has forked."""
@@ -83,14 +86,18 @@ class Nursery:
 # --- the stub -----------------------------------------------------------------------------------------------------------------
 
 
-def stub(path: str) -> int:
+def stub(path: str, parent: int) -> int:
     """Have a process forked that has this one's environment and standard files, and wait for it. Its exit status, negative for
-    a signal."""
+    a signal. It ends, and this with it, if the process `parent` does: a controller may be killed before its guardian has been
+    told of what it has just started."""
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(path)
         wanted = json.dumps({"environment": dict(os.environ), "directory": os.getcwd()}).encode()
         socket.send_fds(line, [_LENGTH.pack(len(wanted))], [0, 1, 2])
         line.sendall(wanted)
+        while not select.select([line], [], [], POLL)[0]:
+            if os.getppid() != parent:
+                return 1
         answer = line.recv(_STATUS.size, socket.MSG_WAITALL)
     return _STATUS.unpack(answer)[0] if len(answer) == _STATUS.size else 1
 
@@ -224,7 +231,7 @@ def _kill(pid: int) -> None:
 if __name__ == "__main__":
     _what, _path, *_modules = sys.argv[1:]
     if _what == "stub":
-        _status = stub(_path)
+        _status = stub(_path, int(_modules[0]))
         if _status < 0:
             os.kill(os.getpid(), -_status)
         sys.exit(_status)

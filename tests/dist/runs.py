@@ -56,7 +56,6 @@ def shared_files() -> set[str]:
     return {p.name for p in Path("/dev/shm").glob("freerun-*")}
 
 
-
 def steps(directory: Path) -> int:
     """Steps that the run has recorded."""
     log = directory / "metrics.jsonl"

@@ -32,7 +32,7 @@ def test_a_killed_executor_is_named_and_replaced_within_seconds_and_the_run_goes
     assert died["executor"] == again["executor"] == name
     # Noticed by the kernel at once; what takes time is the start of a process that imports torch.
     assert again["end"] - died["end"] < 60
-    items = [row for row in map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())]
+    items = list(map(json.loads, (directory / "metrics.jsonl").read_text().splitlines()))
     assert items[-1]["metrics"]["items/trained"] == STEPS * GROUPS
     wait_until(lambda: not children(marker), 15)
 

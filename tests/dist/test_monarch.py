@@ -1,13 +1,11 @@
 """Executors in processes of their own. Run alone with `pytest -m dist`."""
 
 import asyncio
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import pytest

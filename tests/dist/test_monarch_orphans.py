@@ -7,8 +7,8 @@ import sys
 import textwrap
 
 import pytest
+from dist.test_monarch import alive, gone
 
-from tests.dist.test_monarch import alive, gone
 pytest.importorskip("monarch", reason="torchmonarch is not installed")
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(90)]

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import pytest
 from dist.test_monarch import alive, gone
 
 from freerun.errors import ExecutorDied
+from freerun.placement import monarch_nursery
 from freerun.placement.base import ExecutorSpec
 
 pytest.importorskip("monarch", reason="torchmonarch is not installed")
@@ -136,3 +138,25 @@ def test_nothing_of_it_outlives_a_controller_that_is_killed(tmp_path):
         controller.stdout.close()
         controller.wait()
     assert asyncio.run(gone(*pids))
+
+
+def test_a_stub_ends_with_the_controller_that_started_it_though_nobody_was_told_of_it_yet(tmp_path):
+    """The nursery, which then kills what it forked for the stub, is played by a socket that does not answer."""
+    path = tmp_path / "socket"
+    script = "import os, subprocess, sys\nsubprocess.run([*sys.argv[1:], str(os.getpid())])"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(30)
+        words = [sys.executable, "-I", "-S", monarch_nursery.__file__, "stub", str(path)]
+        controller = subprocess.Popen([sys.executable, "-c", script, *words])
+        try:
+            line, _ = listener.accept()
+            _, _, _, _ = socket.recv_fds(line, 1 << 16, 3)
+        finally:
+            controller.kill()
+            controller.wait()
+        with line:
+            line.settimeout(30)
+            while line.recv(1 << 16):
+                pass  # what it asked for; then the end of the line, because the stub is gone
