@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 PEERS_VENV := .venv-peers
 VLLM_VENV := .venv-vllm
 CONTROL_VENV := .venv-control-peers
+FACTORY_VENV := .venv-sample-factory
 LOCKS := requirements-torch.lock requirements.lock
 # The first that runs and is new enough; a name on the PATH alone proves nothing.
 PYTHON ?= $(firstword $(foreach python,python3.11 python3.12 python3.13 python3,$(shell \
@@ -21,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test test-slow test-dist test-peers chaos fuzz soak claims claims-quick check format bench bench-peers-env bench-vllm-env bench-control-env docs lock clean
+.PHONY: help env demo test test-slow test-dist test-peers chaos fuzz soak claims claims-quick check format bench bench-peers-env bench-vllm-env bench-control-env bench-sample-factory-env docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -107,6 +108,14 @@ $(CONTROL_VENV)/.stamp: bench/peers/requirements-control.lock requirements-torch
 	$(CONTROL_VENV)/bin/python -m pip install --quiet --no-deps -r bench/peers/requirements-control.lock
 	@touch $@
 
+bench-sample-factory-env: $(FACTORY_VENV)/.stamp ## the environment of Sample Factory for bench/control_throughput.py, in .venv-sample-factory
+
+$(FACTORY_VENV)/.stamp: bench/peers/requirements-sample-factory.lock requirements-torch.lock
+	$(FACTORY_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(FACTORY_VENV)
+	$(FACTORY_VENV)/bin/python -m pip install --quiet -r requirements-torch.lock -c bench/peers/requirements-sample-factory.lock
+	$(FACTORY_VENV)/bin/python -m pip install --quiet --no-deps -r bench/peers/requirements-sample-factory.lock
+	@touch $@
+
 docs: env ## write the generated pages and tables
 	@set -e; for script in tools/*_table.py; do if [ -e "$$script" ]; then $(BIN)/python $$script; fi; done
 
@@ -114,5 +123,5 @@ lock: env ## write the lock files from what is installed in .venv
 	$(BIN)/python tools/lock.py
 
 clean: ## remove environments and caches; keeps runs/
-	rm -rf $(VENV) $(PEERS_VENV) $(VLLM_VENV) $(CONTROL_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(PEERS_VENV) $(VLLM_VENV) $(CONTROL_VENV) $(FACTORY_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,12 +1,11 @@
 """Environment steps per second of whole training runs: asynchronous PPO and SAC, beside Stable-Baselines3 and Sample Factory.
 
-    python bench/control_throughput.py [--peer-python .venv-control-peers/bin/python] [--sample-factory-python PYTHON]
-                                       [--rounds 3] [--json PATH]
+    python bench/control_throughput.py [--peer-python .venv-control-peers/bin/python]
+        [--sample-factory-python .venv-sample-factory/bin/python] [--rounds 3] [--json PATH]
 
-`make bench-control-env` makes the environment of Stable-Baselines3. Sample Factory wants an older Gymnasium, and so a virtual
-environment of its own: `pip install sample-factory==2.1.1`. All train the same networks with the same batches, epochs and
-updates per step on the same cores, and take turns; the best round counts. A run counts from its first fifth on, without
-evaluations, so that imports and the start of processes do not count.
+`make bench-control-env bench-sample-factory-env` makes the peers' environments. All train the same networks with the same
+batches, epochs and updates per step on the same cores, and take turns; the best round counts. A run counts from its first
+fifth on, without evaluations, so that imports and the start of processes do not count.
 
 Freerun      actor and trainer in processes of their own, pinned to disjoint cores: PPO one step behind (`lag 1`) and in turns
              (`lag 0`); SAC four chunks ahead, and in turns

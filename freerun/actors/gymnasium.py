@@ -1,6 +1,7 @@
 """Gymnasium environments behind the small interface of `environment.py`. Needs the extra `control`."""
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ def make(config: GymConfig, *, picture: bool = False) -> "GymEnvironment":
     try:
         for module in config.modules:
             importlib.import_module(module)
+        _hush(config.id)
         env = gymnasium.make(config.id, disable_env_checker=True, **options)
     except (gymnasium.error.Error, ImportError) as error:
         raise ConfigError(
@@ -42,6 +44,21 @@ def make(config: GymConfig, *, picture: bool = False) -> "GymEnvironment":
         ) from error
     _change_physics(env.unwrapped, config.physics)
     return GymEnvironment(env, config)
+
+
+def _hush(env: str) -> None:
+    """Let MuJoCo warn by way of Python, once for each warning, and not of its deprecations, which concern those who write the
+    models: it would print them for every environment of every process."""
+    spec = gymnasium.registry.get(env)
+    if spec is None or "mujoco" not in str(spec.entry_point):
+        return
+    import mujoco
+
+    def warn(text: str) -> None:
+        if "deprecated" not in text:
+            warnings.warn(f"MuJoCo: {text}", RuntimeWarning, stacklevel=2)
+
+    mujoco.set_mju_user_warning(warn)
 
 
 class GymEnvironment:
