@@ -4,6 +4,7 @@ A cycle is one fault: it is made to happen, and the cycle ends when the run make
 `freerun resume` (resumed). What is drawn follows from the seed; when it strikes depends on how fast the machine is.
 """
 
+import math
 import random
 import signal
 import time
@@ -181,7 +182,7 @@ class Run:
         if struck is None:
             cycle.outcome = "missed"
         self.cycles.append(cycle)
-        self._harness.say(_line(cycle))
+        self._harness.say(line(cycle))
 
     def _from_outside(self, fault: Fault) -> float | None:
         """A signal at a random moment. None if there is nobody to send it to."""
@@ -237,9 +238,9 @@ class Run:
         while True:
             seen = self._look()
             if self._attempt.status is None:
-                if seen.died and cycle.noticed != cycle.noticed:
+                if seen.died and math.isnan(cycle.noticed):
                     cycle.noticed = traps.CLOCK() - struck
-                if seen.respawned and cycle.healed != cycle.healed and number == self._attempts:
+                if seen.respawned and math.isnan(cycle.healed) and number == self._attempts:
                     cycle.healed = traps.CLOCK() - struck
                 waiting -= {name.partition("-")[0] for name in seen.respawned}
                 if seen.steps and (number != self._attempts or not (waiting or effect == "end")):
@@ -265,7 +266,7 @@ class Run:
         """Account for an attempt that ended; whether the run did."""
         status, said = self._attempt.status, self._attempt.said()
         cycle.leaked += self._attempt.left()
-        if cycle.noticed != cycle.noticed:
+        if math.isnan(cycle.noticed):
             cycle.noticed = traps.CLOCK() - struck
         if status not in EXPECTED or (status != 0 and "freerun resume" not in said and self._attempt.summary()):
             cycle.silent = True
@@ -353,10 +354,12 @@ class Run:
                 )
 
 
-def _line(cycle: Cycle) -> str:
+def line(cycle: Cycle) -> str:
+    """What came of one fault, for people; times that there are not are not said."""
     fault = cycle.fault
-    return (
-        f"{fault.action} {fault.target} ({fault.moment}): {cycle.outcome}, noticed {cycle.noticed:.2f} s, "
-        f"healed {cycle.healed:.1f} s{', LEAKED ' + '; '.join(cycle.leaked) if cycle.leaked else ''}"
-        f"{', SILENT' if cycle.silent else ''}"
-    )
+    said = [cycle.outcome]
+    said += [f"noticed after {cycle.noticed:.2f} s"] if not math.isnan(cycle.noticed) else []
+    said += [f"going on after {cycle.healed:.1f} s"] if not math.isnan(cycle.healed) else []
+    said += [f"LEAKED {'; '.join(cycle.leaked)}"] if cycle.leaked else []
+    said += ["SILENT"] if cycle.silent else []
+    return f"{fault.action} {fault.target} ({fault.moment}): {', '.join(said)}"

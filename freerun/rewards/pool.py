@@ -182,7 +182,7 @@ class RewardPool:
         if isinstance(error, RewardError):
             raise error
         if error is not None:
-            return Failure(FailureKind.VERIFIER, self.name, f"{type(error).__name__}: {error}", attempt)
+            return Failure.of(error, FailureKind.VERIFIER, self.name, attempt)
         return checked(call.result(), self.name, request)
 
     def _abandon(self, call: asyncio.Future, worker: "_Worker | None") -> None:
