@@ -268,7 +268,8 @@ class Run:
         cycle.leaked += self._attempt.left()
         if math.isnan(cycle.noticed):
             cycle.noticed = traps.CLOCK() - struck
-        if status not in EXPECTED or (status != 0 and "freerun resume" not in said and self._attempt.summary()):
+        command = f"freerun resume {self._directory}"
+        if status not in EXPECTED or (status != 0 and command not in said and self._attempt.summary()):
             cycle.silent = True
         self._ledger.note(self._directory / JOURNAL)
         if status == 0:

@@ -8,6 +8,8 @@ Shapes: R transitions.
 """
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,18 +35,39 @@ class FileConfig:
         path = Path(self.path)
         if not path.is_file():
             raise DataError("data set not found", given=path, expected="a file", todo="check the path")
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        else:
-            from freerun.datasets.hdf5 import read_hdf5
+        try:
+            return _read(path)
+        except BROKEN as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(
+                f"data set '{path.stem}' cannot be read",
+                given=f"{path}: {type(error).__name__}: {error}",
+                expected="a whole file with our columns or D4RL's",
+                todo="mend the data set, or get it again",
+            ) from error
 
-            arrays = read_hdf5(path)
-        if "observations" in arrays:
-            return from_d4rl(path.stem, arrays)
-        about = json.loads(str(arrays["about"])) if "about" in arrays else {}
-        columns = {name: torch.from_numpy(arrays[name]) for name in OWN if name in arrays}
-        return Episodes(name=path.stem, columns=columns, about=about)
+
+BROKEN = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What readers of arrays raise for files that are none."""
+
+
+def _read(path: Path) -> Episodes:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    else:
+        from freerun.datasets.hdf5 import read_hdf5
+
+        arrays = read_hdf5(path)
+    if "observations" in arrays:
+        return from_d4rl(path.stem, arrays)
+    about = json.loads(str(arrays["about"])) if "about" in arrays else {}
+    columns = {name: torch.from_numpy(arrays[name]) for name in OWN if name in arrays}
+    return Episodes(name=path.stem, columns=columns, about=about)
 
 
 def write_npz(path: Path, episodes: Episodes) -> None:
