@@ -171,10 +171,6 @@ class RewardRequest:
     completion: str
 
 
-MOST_SAID = 1000
-"""Characters of an error that are kept."""
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A typed outcome in place of a result: what failed, where (executor, function), why, after how many attempts."""
@@ -183,11 +179,6 @@ class Failure:
     where: str
     message: str
     attempts: int = 1
-
-    @staticmethod
-    def of(error: BaseException, kind: FailureKind, where: str, attempts: int = 1) -> "Failure":
-        """That something raised `error`. What it says is cut, because it ends in the records."""
-        return Failure(kind, where, f"{type(error).__name__}: {error}"[:MOST_SAID], attempts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -312,13 +312,14 @@ class _Worker:
 
 
 def _attempt(i: int, call: Callable[[], Any]) -> Any:
-    """What `call` returns, or that it failed: an environment is anybody's code and may raise anything."""
+    """What `call` returns, or that it failed: an environment is anybody's code and may raise anything. What it says is cut,
+    because it ends in the records."""
     try:
         return call()
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
-        return Failure.of(error, FailureKind.ENVIRONMENT, f"environment {i}")
+        return Failure(FailureKind.ENVIRONMENT, f"environment {i}", f"{type(error).__name__}: {error!s:.1000}")
 
 
 def _bound(method: Callable[[Any], Any], argument: Any) -> Callable[[], Any]:

@@ -93,7 +93,7 @@ def _by_executor(cycles: Sequence[Cycle]) -> list[dict[str, Any]]:
 
 
 def table(data: Mapping[str, Any]) -> Table:
-    """A row for each fault, and the sums, in 80 columns. `wrong` is all that must not happen; what of it did, `verdict` says."""
+    """A row for each fault, and the sums, in 80 columns. `wrong` is all that must not happen; `verdict` says what did."""
     shown = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
     shown.add_column("fault", overflow="fold")
     for name in ("hit", "healed", "resumed", "ended", "wrong", "notice", "heal"):

@@ -28,7 +28,7 @@ def read_hdf5(path: Path) -> dict[str, np.ndarray]:
 
 
 def refuse_what_leads_out(path: Path) -> None:
-    """Raises `DataError` for a file whose groups or arrays lie in other files: by a link, by storage of its own outside, or as a
+    """Raises `DataError` for a file whose groups or arrays lie in other files: by a link, by storage outside of it, or as a
     view of others. The format has all three, and who wrote the file chose the paths."""
     try:
         with h5py.File(path, "r") as file:
@@ -65,4 +65,6 @@ def _outside(group: "h5py.Group", seen: set[int]) -> str:
 
 
 def _no_file(path: Path, error: BaseException) -> DataError:
-    return DataError("this is no HDF5 file", given=f"{path}: {error}", expected="a whole file, as D4RL has them", todo="check it")
+    return DataError(
+        "this is no HDF5 file", given=f"{path}: {error}", expected="a whole file, as D4RL has them", todo="check it"
+    )

@@ -1,5 +1,5 @@
-"""What can be judged from the source of what a stranger may send: no pickle comes from a disk, nobody listens to the network, and
-no code of a stranger's is loaded."""
+"""What can be judged from the source of what a stranger may send: no pickle comes from a disk, nobody listens to the network,
+and no code of a stranger's is loaded."""
 
 import ast
 from collections.abc import Iterator
@@ -21,7 +21,16 @@ LISTENERS = {
 }
 
 UNPICKLING = {"pickle", "cloudpickle", "dill", "shelve", "joblib", "_pickle", "pandas", "yaml"}
-LISTENING = {"bind", "listen", "create_server", "start_server", "start_unix_server", "serve_forever", "HTTPServer", "init_process_group"}
+LISTENING = {
+    "bind",
+    "listen",
+    "create_server",
+    "start_server",
+    "start_unix_server",
+    "serve_forever",
+    "HTTPServer",
+    "init_process_group",
+}
 
 
 def calls() -> Iterator[tuple[str, ast.Call, str]]:
@@ -59,7 +68,7 @@ def test_files_of_tensors_and_arrays_are_read_without_running_what_is_in_them() 
 
 
 def test_code_that_comes_with_a_model_is_refused_where_models_are_loaded() -> None:
-    """Every loader is given options, and all options are made where `trust_remote_code` is said to be off."""
+    """Options are made in one place, which says so; a GGUF file comes with no code."""
     loaders = {f"{path}: {name}" for path, _, name in calls() if name.endswith("from_pretrained")}
     assert loaders == {
         "models/lm.py: loader.from_pretrained",

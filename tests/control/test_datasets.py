@@ -246,7 +246,7 @@ def planted(folder, tmp_path, *, entry_point, **changes) -> None:
 def test_a_minari_data_set_that_would_run_code_to_be_read_is_refused_and_runs_none(changes, tmp_path) -> None:
     folder = write(tmp_path, "freerun/two-v0", episodes(), env=COUNT)
     planted(folder, tmp_path, entry_point="os:mkdir", **changes)
-    with pytest.raises(DataError, match="cannot be read(.|\n)*_space"):
+    with pytest.raises(DataError, match=r"cannot be read(.|\n)*_space"):
         MinariConfig(source=str(folder)).build()
     assert not (tmp_path / "ran").exists()
 
@@ -309,7 +309,7 @@ def test_arrays_of_objects_are_not_unpickled(tmp_path) -> None:
 
     rewards = np.array([Planted()] * 5, object)
     np.savez(tmp_path / "two.npz", **d4rl(rewards=rewards))
-    with pytest.raises(DataError, match="cannot be read(.|\n)*allow_pickle=False"):
+    with pytest.raises(DataError, match=r"cannot be read(.|\n)*allow_pickle=False"):
         FileConfig(path=str(tmp_path / "two.npz")).build()
     assert not (tmp_path / "ran").exists()
 

@@ -192,7 +192,7 @@ def test_a_reset_that_returns_garbage_ends_the_run_by_name(seen) -> None:
     world = World()
     made = Fleet(world.build, 2, ActorConfig(), lambda env, number: 10 * env + number)
     world.made[1].reset = lambda seed: seen
-    with pytest.raises(DataError, match="environment 1 returned(.|\n)*episode of seed 10 after 0 steps"):
+    with pytest.raises(DataError, match=r"environment 1 returned(.|\n)*episode of seed 10 after 0 steps"):
         made.reset()
 
 
@@ -206,7 +206,7 @@ def test_what_an_environment_says_too_much_when_it_fails_is_cut(settings) -> Non
     envs = fleet(world, **settings)
     envs.step(acts(1, 1))
     (failure,) = envs.step(acts(1, 1)).failures
-    assert failure.message.startswith("RuntimeError: xxx") and len(failure.message) <= 1000
+    assert failure.message.startswith("RuntimeError: xxx") and len(failure.message) < 1100
     envs.close()
 
 

@@ -96,7 +96,7 @@ def pictures(run: RunRecords) -> Html:
 
 
 def is_in(folder: Path, name: str) -> bool:
-    """Whether `folder` has a file of that name. The name is from a log that anybody may have written: it must not lead to a file
-    elsewhere, which a page that is passed on would then show."""
+    """Whether `folder` has a file of that name. The name is from a log that anybody may have written: it must not lead
+    to a file elsewhere, which a page that is passed on would then show."""
     path = folder / name
     return path.is_file() and path.resolve().is_relative_to(folder.resolve())
