@@ -17,6 +17,7 @@ from freerun.chaos.attempt import Attempt, Seen
 from freerun.chaos.faults import ANY, Fault
 from freerun.checkpoint import JOURNAL, MANIFEST, Checkpoints
 from freerun.errors import Stalled
+from freerun.placement import processes
 from freerun.placement.monarch_nursery import Nursery
 
 PERIOD = 0.005
@@ -178,6 +179,9 @@ class Run:
             struck = self._from_outside(fault)
         else:
             struck = self._from_inside(fault)
+        if struck is not None and fault.action == "freeze" and "controller" in fault.names:
+            self._wait(processes.FROZEN)  # as a run with `--restarts` waits for it, before it is killed and resumed
+            self._kill("controller")
         self._follow(cycle, struck)
         if struck is None:
             cycle.outcome = "missed"
