@@ -3,19 +3,30 @@
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from freerun import config as configs
-from freerun.errors import ConfigError, DataError, FreerunError
+from freerun.errors import (
+    ConfigError,
+    DataError,
+    DeadlineExceeded,
+    ExecutorDied,
+    FreerunError,
+    RunDirectoryError,
+    Stalled,
+)
 from freerun.metrics import Fanout, Sink
 from freerun.recipes.base import RunConfig
 from freerun.recipes.control_base import ControlRun
 from freerun.rundir import RunDirectory
 
 EXIT_INTERRUPTED = 130
+DEATHS = (ExecutorDied, DeadlineExceeded, Stalled)
+"""Errors that a resumed run may well be spared."""
 
 
 def train(
@@ -29,10 +40,9 @@ def train(
     resume: bool = False,
 ) -> int:
     """Begin or go on, and leave records, summary and report whatever happens. Returns the exit status; raises what ended the
-    run, with the command to go on with, unless it is `supervised` by somebody who does."""
+    run, with the command to go on with, unless it is `supervised` by somebody who does that himself."""
     from freerun.placement.guardian import Guardian
     from freerun.staging import own_temporary_files
-    from freerun.watch.report import write_report
     from freerun.watch.terminal import Terminal
 
     directory = files.path
@@ -64,15 +74,39 @@ def train(
             files.finish("finished" if outcome.finished else "interrupted")
         except BaseException as error:
             files.finish("failed", f"{type(error).__name__}: {error}")
-            if isinstance(error, FreerunError) and not isinstance(error, ConfigError | DataError) and not supervised:
-                error.todo += f"; then {go_on}"
+            if unwritten := _close(sinks, directory):
+                console.print(f"and {unwritten.what} ({unwritten.given})", markup=False, highlight=False, soft_wrap=True)
+            if not (supervised and isinstance(error, DEATHS)):
+                _say_how(error, go_on)
             raise
-        finally:
-            sinks.close()
-            write_report(directory)
+        if unwritten := _close(sinks, directory):
+            _say_how(unwritten, go_on)
+            raise unwritten
     if not outcome.finished:
         console.print(f"stopped at step {outcome.step} of {outcome.total_steps}; {go_on}", markup=False, soft_wrap=True)
     return 0 if outcome.finished else EXIT_INTERRUPTED
+
+
+def _close(sinks: Sink, directory: Path) -> RunDirectoryError | None:
+    """Close the records and write the report. What kept a disk from taking them is returned, not raised: it must not stand in
+    the place of what ended the run."""
+    from freerun.watch.report import write_report
+
+    errors = []
+    for leave in (sinks.close, partial(write_report, directory)):
+        try:
+            leave()
+        except RunDirectoryError as error:
+            errors.append(error)
+    return errors[0] if errors else None
+
+
+def _say_how(error: BaseException, go_on: str) -> None:
+    """Let `error` say how to go on, where that is of use: bad data and a bad config are so every time."""
+    if isinstance(error, FreerunError):
+        error.todo += "" if isinstance(error, ConfigError | DataError) else f"; then {go_on}"
+    elif isinstance(error, Exception):
+        error.add_note(go_on)
 
 
 def launcher(config: RunConfig | ControlRun) -> Callable[..., Coroutine[Any, Any, Any]]:

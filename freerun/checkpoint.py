@@ -122,6 +122,8 @@ def damage_of(path: Path) -> str:
         if _manifest(files) != written:
             return f"{MANIFEST} is not what was written"
         for name, digest in files.items():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                return f"{name} is no name of a file in it"
             if not (path / name).is_file():
                 return f"{name} is missing"
             if _digest(path / name) != digest:

@@ -26,10 +26,10 @@ from rich.table import Table
 
 from freerun import config as configs
 from freerun import dataset_cli, elastic
-from freerun.attempt import EXIT_INTERRUPTED, launcher, train
+from freerun.attempt import DEATHS, EXIT_INTERRUPTED, launcher, train
 from freerun.chaos import command as chaos
 from freerun.checkpoint import JOURNAL, Checkpoints
-from freerun.errors import ConfigError, DeadlineExceeded, ExecutorDied, FreerunError, Stalled
+from freerun.errors import ConfigError, FreerunError
 from freerun.metrics import Fanout, TrialRecord
 from freerun.recipes import base as recipes
 from freerun.recipes.base import RunConfig
@@ -40,9 +40,6 @@ from freerun.store import journal
 from freerun.supervise import EXIT_DIED, supervise
 
 EXIT_ERROR = 1
-
-DEATHS = (ExecutorDied, DeadlineExceeded, Stalled)
-"""Errors that a resumed run may well be spared."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -159,7 +159,8 @@ class RunDirectory:
         def upto(row: dict[str, Any]) -> bool:
             return row["step"] <= step and isinstance(row["version"], int) and math.isfinite(row["seconds"])
 
-        with _writing(path, "be resumed"), ExitStack() as on_error:
+        then = f"; then go on with: freerun resume {path}"
+        with _writing(path, "be resumed", then=then), ExitStack() as on_error:
             lock = RunLock(path)
             lock.acquire()
             on_error.callback(lock.release)
@@ -341,8 +342,9 @@ class _Thinned:
 
 
 @contextmanager
-def _writing(path: Path, what: str, *, waiting: int = 0) -> Iterator[None]:
-    """Turns an `OSError` inside into a `RunDirectoryError` about `path`; `waiting` records could not be written."""
+def _writing(path: Path, what: str, *, waiting: int = 0, then: str = "") -> Iterator[None]:
+    """Turns an `OSError` inside into a `RunDirectoryError` about `path`; `waiting` records could not be written. `then` is what
+    to do once that is mended."""
     try:
         yield
     except OSError as error:
@@ -352,7 +354,7 @@ def _writing(path: Path, what: str, *, waiting: int = 0) -> Iterator[None]:
             f"{path} could not {what}",
             given=f"{error.strerror or error}{kept}",
             expected="room and permission to write",
-            todo="make room" if full else "check the path, its permissions and the disk",
+            todo=("make room" if full else "check the path, its permissions and the disk") + then,
         ) from error
 
 

@@ -9,7 +9,17 @@ import pytest
 from fakes import Trainer, small
 from test_intake import started, trained
 
-from freerun.checkpoint import GROUPS, JOURNAL, MANIFEST, REPLAY, Checkpoints, _seal, damage_of, restore_controller
+from freerun.checkpoint import (
+    GROUPS,
+    JOURNAL,
+    MANIFEST,
+    REPLAY,
+    Checkpoints,
+    _manifest,
+    _seal,
+    damage_of,
+    restore_controller,
+)
 from freerun.errors import CheckpointError, ExecutorDied
 from freerun.store.journal import MAGIC, Journal, mend, read, salvaged
 
@@ -43,6 +53,20 @@ def test_a_checkpoint_whose_index_is_cut_at_any_byte_is_passed_over_by_name(two)
         assert name == "step-00000004" and reason.startswith(f"step-00000008: {MANIFEST} cannot be read")
     index.unlink()
     assert used(two)[0] == "step-00000004"
+
+
+@pytest.mark.parametrize("name", ["../../secret", "trainer/../../../secret", "absolute"])
+def test_an_index_that_names_files_elsewhere_is_passed_over_and_they_are_not_read(name, two, tmp_path, monkeypatch):
+    secret = tmp_path / "secret"
+    secret.write_text("s3cret")
+    index = two.all()[-1] / MANIFEST
+    files = json.loads(index.read_text())["files"]
+    name = str(secret) if name == "absolute" else name
+    index.write_bytes(_manifest({name: "0" * 64, **files}))
+    read = []
+    monkeypatch.setattr("freerun.checkpoint._digest", lambda path: read.append(path) or "")
+    (reason,) = [damage_of(two.all()[-1])]
+    assert reason == f"{name} is no name of a file in it" and read == []
 
 
 def test_a_checkpoint_with_any_flipped_byte_is_passed_over_and_the_file_is_named(two):

@@ -13,18 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from freerun.actors.environment import ActorConfig, Environment, Step
-from freerun.errors import AllFailed
+from freerun.errors import AllFailed, DataError
 from freerun.transitions import Episode
 from freerun.types import Failure, FailureKind
 
-Outcome = Step | np.ndarray | Failure
-"""What became of one call on one environment: a step, a first observation, or why it failed."""
+Outcome = Any
+"""What became of one call on one environment: what it returned, which may be anything, or a `Failure`."""
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ class Fleet:
     """`num` environments. `obs` [N, ...] is what each sees now; `reset` must be called first.
 
     `seed_of(env, number)` is the seed of an episode. Raises `AllFailed` when one place has failed more often in a row than
-    `config.retries` allows.
+    `config.retries` allows, and `DataError` when an environment returns what is no observation, no reward or no step.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Fleet:
                 happened.failures.append(outcome)
                 self._replace(i, outcome)
                 over.append(i)
-            elif isinstance(outcome, Step) and self._took(k, i, actions_K[k], outcome, happened):
+            elif self._took(k, i, actions_K[k], self._checked(i, outcome), happened):
                 over.append(i)
         if over:
             happened.failures += self._begin(over)
@@ -128,6 +129,33 @@ class Fleet:
         self.obs[i] = step.obs
         return False
 
+    def _checked(self, i: int, returned: Any) -> Step:
+        """What a step returned. Raises `DataError` for anything but a step that can be trained on: an environment that returns
+        that is wrong, not unlucky."""
+        if not isinstance(returned, Step):
+            raise self._garbage(i, f"a {type(returned).__name__}", "a Step")
+        self._check_obs(i, returned.obs)
+        if not isinstance(returned.reward, Real) or not math.isfinite(returned.reward):
+            raise self._garbage(i, f"{returned.reward!r:.100} as reward", "a finite number")
+        return returned
+
+    def _check_obs(self, i: int, obs: Any) -> None:
+        shape, dtype = self.obs.shape[1:], self.obs.dtype
+        if not isinstance(obs, np.ndarray) or obs.shape != shape or not np.can_cast(obs.dtype, dtype, "same_kind"):
+            kind = f"{obs.dtype} of shape {obs.shape}" if isinstance(obs, np.ndarray) else f"a {type(obs).__name__}"
+            raise self._garbage(i, f"{kind} as observation", f"{dtype} of shape {shape}, as its spaces say")
+        if obs.dtype.kind == "f" and not np.isfinite(obs).all():
+            raise self._garbage(i, "an observation that is not finite", "finite numbers")
+
+    def _garbage(self, i: int, given: str, expected: str) -> DataError:
+        slot = self.slots[i]
+        return DataError(
+            f"environment {i} returned what cannot be trained on",
+            given=f"{given}, in the episode of seed {self._seed_of(i, slot.number)} after {slot.steps} steps",
+            expected=expected,
+            todo="mend the environment; if it cannot tell, let it raise, and the episode counts as failed",
+        )
+
     def _begin(self, indices: Sequence[int]) -> list[Failure]:
         """Begin new episodes, again and again where that fails."""
         failures: list[Failure] = []
@@ -144,6 +172,7 @@ class Fleet:
                     self._replace(i, outcome)
                     again.append(i)
                 else:
+                    self._check_obs(i, outcome)
                     self.obs[i] = outcome
             left = again
         return failures
@@ -283,13 +312,14 @@ class _Worker:
 
 
 def _attempt(i: int, call: Callable[[], Any]) -> Any:
-    """What `call` returns, or that it failed: an environment is anybody's code and may raise anything."""
+    """What `call` returns, or that it failed: an environment is anybody's code and may raise anything. What it says is cut,
+    because it ends in the records."""
     try:
         return call()
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
-        return Failure(FailureKind.ENVIRONMENT, f"environment {i}", f"{type(error).__name__}: {error}")
+        return Failure(FailureKind.ENVIRONMENT, f"environment {i}", f"{type(error).__name__}: {error!s:.1000}")
 
 
 def _bound(method: Callable[[Any], Any], argument: Any) -> Callable[[], Any]:

@@ -82,9 +82,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         results.append(result)
         show.write(show.summary(results, about), out)
         for sentence in (*result.lost, *result.repeated, *result.unlike):
-            console.print(f"run of seed {result.seed}: {sentence}", markup=False)
+            console.print(f"run of seed {result.seed}: {sentence}", markup=False, soft_wrap=True)
     data = show.summary(results, about)
     console.print(show.table(data))
-    console.print(f"{data['cycles']} cycles in {data['runs']} runs; written to {out}", markup=False, soft_wrap=True)
-    bad = data["lost"] or data["repeated"] or data["unlike"] or data["leaked"] or any(row["silent"] for row in data["faults"])
-    return 1 if bad else 0
+    console.print(f"{show.verdict(data)}; written to {out}", markup=False, highlight=False, soft_wrap=True)
+    return 1 if any(show.found(data).values()) else 0

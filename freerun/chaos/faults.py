@@ -13,7 +13,8 @@ class Fault:
     """`action` done to `target` at `moment`.
 
     Targets are executors by their name, `controller`, `disk` (as the controller sees it), `verifier` (the reward function) and
-    `checkpoint` and `journal` (the files, between two attempts). A moment is `ANY` or one of `traps.POINTS`.
+    `checkpoint` and `journal` (the files, between two attempts). A moment is `ANY` or one of `traps.POINTS`. A controller
+    that is frozen is killed after a while, as `--restarts` does it.
     """
 
     target: str
@@ -46,6 +47,8 @@ WEIGHTS: dict[Fault, int] = {
     Fault("generator", "kill", "shutdown"): 1,
     Fault("generator", "freeze"): 3,
     Fault("generator", "freeze", "reading weights"): 2,
+    Fault("generator", "freeze", "generation"): 2,
+    Fault("generator", "freeze", "shutdown"): 1,
     Fault("generator", "delay"): 3,
     Fault("generator", "delay", "reading weights"): 3,
     Fault("generator", "error", "generation"): 1,
@@ -54,6 +57,8 @@ WEIGHTS: dict[Fault, int] = {
     Fault("rewarder", "kill", "start"): 2,
     Fault("rewarder", "kill", "shutdown"): 1,
     Fault("rewarder", "freeze"): 3,
+    Fault("rewarder", "freeze", "scoring"): 2,
+    Fault("rewarder", "freeze", "shutdown"): 1,
     Fault("rewarder", "delay"): 2,
     Fault("generator and rewarder", "kill"): 3,
     Fault("trainer", "kill"): 4,
@@ -64,6 +69,9 @@ WEIGHTS: dict[Fault, int] = {
     Fault("trainer", "kill", "shutdown"): 1,
     Fault("trainer", "freeze"): 2,
     Fault("trainer", "freeze", "publication"): 2,
+    Fault("trainer", "freeze", "checkpoint"): 2,
+    Fault("trainer", "freeze", "update"): 1,
+    Fault("trainer", "freeze", "shutdown"): 1,
     Fault("trainer", "delay", "publication"): 2,
     Fault("trainer", "delay", "checkpoint"): 2,
     Fault("trainer", "error", "update"): 1,
@@ -78,6 +86,10 @@ WEIGHTS: dict[Fault, int] = {
     Fault("controller", "kill", "healing"): 2,
     Fault("controller", "kill", "start"): 3,
     Fault("controller", "kill", "shutdown"): 2,
+    Fault("controller", "freeze"): 2,
+    Fault("controller", "freeze", "admission"): 1,
+    Fault("controller", "freeze", "checkpoint"): 1,
+    Fault("controller", "freeze", "publication"): 1,
     Fault("controller", "delay"): 3,
     Fault("controller", "interrupt"): 3,
     Fault("disk", "full", "disk"): 3,

@@ -4,6 +4,7 @@ A cycle is one fault: it is made to happen, and the cycle ends when the run make
 `freerun resume` (resumed). What is drawn follows from the seed; when it strikes depends on how fast the machine is.
 """
 
+import math
 import random
 import signal
 import time
@@ -16,6 +17,7 @@ from freerun.chaos.attempt import Attempt, Seen
 from freerun.chaos.faults import ANY, Fault
 from freerun.checkpoint import JOURNAL, MANIFEST, Checkpoints
 from freerun.errors import Stalled
+from freerun.placement import processes
 from freerun.placement.monarch_nursery import Nursery
 
 PERIOD = 0.005
@@ -177,11 +179,14 @@ class Run:
             struck = self._from_outside(fault)
         else:
             struck = self._from_inside(fault)
+        if struck is not None and fault.action == "freeze" and "controller" in fault.names:
+            self._wait(processes.FROZEN)  # as a run with `--restarts` waits for it, before it is killed and resumed
+            self._kill("controller")
         self._follow(cycle, struck)
         if struck is None:
             cycle.outcome = "missed"
         self.cycles.append(cycle)
-        self._harness.say(_line(cycle))
+        self._harness.say(line(cycle))
 
     def _from_outside(self, fault: Fault) -> float | None:
         """A signal at a random moment. None if there is nobody to send it to."""
@@ -237,9 +242,9 @@ class Run:
         while True:
             seen = self._look()
             if self._attempt.status is None:
-                if seen.died and cycle.noticed != cycle.noticed:
+                if seen.died and math.isnan(cycle.noticed):
                     cycle.noticed = traps.CLOCK() - struck
-                if seen.respawned and cycle.healed != cycle.healed and number == self._attempts:
+                if seen.respawned and math.isnan(cycle.healed) and number == self._attempts:
                     cycle.healed = traps.CLOCK() - struck
                 waiting -= {name.partition("-")[0] for name in seen.respawned}
                 if seen.steps and (number != self._attempts or not (waiting or effect == "end")):
@@ -265,9 +270,10 @@ class Run:
         """Account for an attempt that ended; whether the run did."""
         status, said = self._attempt.status, self._attempt.said()
         cycle.leaked += self._attempt.left()
-        if cycle.noticed != cycle.noticed:
+        if math.isnan(cycle.noticed):
             cycle.noticed = traps.CLOCK() - struck
-        if status not in EXPECTED or (status != 0 and "freerun resume" not in said and self._attempt.summary()):
+        command = f"freerun resume {self._directory}"
+        if status not in EXPECTED or (status != 0 and command not in said and self._attempt.summary()):
             cycle.silent = True
         self._ledger.note(self._directory / JOURNAL)
         if status == 0:
@@ -353,10 +359,12 @@ class Run:
                 )
 
 
-def _line(cycle: Cycle) -> str:
+def line(cycle: Cycle) -> str:
+    """What came of one fault, for people; times that there are not are not said."""
     fault = cycle.fault
-    return (
-        f"{fault.action} {fault.target} ({fault.moment}): {cycle.outcome}, noticed {cycle.noticed:.2f} s, "
-        f"healed {cycle.healed:.1f} s{', LEAKED ' + '; '.join(cycle.leaked) if cycle.leaked else ''}"
-        f"{', SILENT' if cycle.silent else ''}"
-    )
+    said = [cycle.outcome]
+    said += [f"noticed after {cycle.noticed:.2f} s"] if not math.isnan(cycle.noticed) else []
+    said += [f"going on after {cycle.healed:.1f} s"] if not math.isnan(cycle.healed) else []
+    said += [f"LEAKED {'; '.join(cycle.leaked)}"] if cycle.leaked else []
+    said += ["SILENT"] if cycle.silent else []
+    return f"{fault.action} {fault.target} ({fault.moment}): {', '.join(said)}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from freerun.chaos.faults import ANY
 from freerun.chaos.harness import Cycle, RunResult
 from freerun.environment import environment
 
@@ -92,19 +93,31 @@ def _by_executor(cycles: Sequence[Cycle]) -> list[dict[str, Any]]:
 
 
 def table(data: Mapping[str, Any]) -> Table:
-    """A row for each fault, and the sums."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("fault")
-    for name in (*COUNTS, "notice", "heal"):
-        shown.add_column(name, justify="right")
+    """A row for each fault, and the sums, in 80 columns. `wrong` is all that must not happen; `verdict` says what did."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
+    shown.add_column("fault", overflow="fold")
+    for name in ("hit", "healed", "resumed", "ended", "wrong", "notice", "heal"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for row in data["faults"]:
-        fault = f"{row['action']} {row['target']}, {row['moment']}"
-        times = [f"{row[name]['median']:.1f} s" if name in row else "" for name in ("notice", "heal")]
-        shown.add_row(fault, *(str(row[name]) for name in COUNTS), *times)
+        moment = "" if row["moment"] == ANY else f", {row['moment']}"
+        times = [f"{row[name]['median']:.1f}s" if name in row else "" for name in ("notice", "heal")]
+        wrong = sum(row[name] for name in COUNTS[4:])
+        shown.add_row(f"{row['action']} {row['target']}{moment}", *(str(row[name]) for name in COUNTS[:4]), str(wrong), *times)
     sums = [str(sum(row[name] for row in data["faults"])) for name in COUNTS[:4]]
-    ends = [str(len(data["lost"])), str(len(data["repeated"]) + len(data["unlike"])), str(len(data["leaked"]))]
-    shown.add_row("all", *sums, *ends, str(sum(row["silent"] for row in data["faults"])), "", "", style="bold")
+    shown.add_row("all", *sums, str(sum(found(data).values())), "", "", style="bold")
     return shown
+
+
+def found(data: Mapping[str, Any]) -> dict[str, int]:
+    """How often each thing happened that must not."""
+    repeated = len(data["repeated"]) + len(data["unlike"])
+    silent = sum(row["silent"] for row in data["faults"])
+    return {"lost": len(data["lost"]), "repeated": repeated, "leaked": len(data["leaked"]), "silent": silent}
+
+
+def verdict(data: Mapping[str, Any]) -> str:
+    """One line."""
+    return f"{data['cycles']} cycles in {data['runs']} runs: " + ", ".join(f"{n} {what}" for what, n in found(data).items())
 
 
 def write(data: Mapping[str, Any], path: Path) -> None:

@@ -8,6 +8,8 @@ Shapes: R transitions.
 """
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,18 +35,39 @@ class FileConfig:
         path = Path(self.path)
         if not path.is_file():
             raise DataError("data set not found", given=path, expected="a file", todo="check the path")
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        else:
-            from freerun.datasets.hdf5 import read_hdf5
+        try:
+            return _read(path)
+        except BROKEN as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(
+                f"data set '{path.stem}' cannot be read",
+                given=f"{path}: {type(error).__name__}: {error}",
+                expected="a whole file with our columns or D4RL's",
+                todo="mend the data set, or get it again",
+            ) from error
 
-            arrays = read_hdf5(path)
-        if "observations" in arrays:
-            return from_d4rl(path.stem, arrays)
-        about = json.loads(str(arrays["about"])) if "about" in arrays else {}
-        columns = {name: torch.from_numpy(arrays[name]) for name in OWN if name in arrays}
-        return Episodes(name=path.stem, columns=columns, about=about)
+
+BROKEN = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What readers of arrays raise for files that are none."""
+
+
+def _read(path: Path) -> Episodes:
+    if path.suffix == ".npz":
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    else:
+        from freerun.datasets.hdf5 import read_hdf5
+
+        arrays = read_hdf5(path)
+    if "observations" in arrays:
+        return from_d4rl(path.stem, arrays)
+    about = json.loads(str(arrays["about"])) if "about" in arrays else {}
+    columns = {name: torch.from_numpy(arrays[name]) for name in OWN if name in arrays}
+    return Episodes(name=path.stem, columns=columns, about=about)
 
 
 def write_npz(path: Path, episodes: Episodes) -> None:
@@ -64,12 +87,18 @@ def from_d4rl(name: str, arrays: Mapping[str, Any], about: Mapping[str, Any] | N
         raise DataError(f"data set '{name}' lacks an array", given=sorted(arrays), expected=missing[0], todo="add it")
     num = len(found["rewards"])
     found["timeouts"] = np.asarray(arrays.get("timeouts", np.zeros(num, bool)))
+    if "next_observations" in arrays:
+        found["next_observations"] = np.asarray(arrays["next_observations"])
     for key, array in found.items():
+        if array.dtype.kind not in "biuf":
+            raise DataError(
+                f"data set '{name}', field '{key}' has no numbers", given=array.dtype, expected="real", todo="mend it"
+            )
         if len(array) != num:
             raise DataError(
                 f"data set '{name}', field '{key}' is misaligned", given=f"{len(array)} rows", expected=num, todo="mend it"
             )
-    obs_R = torch.from_numpy(found["observations"].astype(np.float32))
+    obs_R = torch.from_numpy(_single(found["observations"]))
     ended_R = torch.from_numpy(found["terminals"].astype(bool))
     cut_R = torch.from_numpy(found["timeouts"].astype(bool)) & ~ended_R
     over_R = ended_R | cut_R
@@ -78,14 +107,14 @@ def from_d4rl(name: str, arrays: Mapping[str, Any], about: Mapping[str, Any] | N
     action = found["actions"]
     columns = {
         "obs": obs_R,
-        "action": torch.from_numpy(action.astype(np.float32 if action.dtype.kind == "f" else np.int64)),
-        "reward": torch.from_numpy(found["rewards"].astype(np.float32)),
+        "action": torch.from_numpy(_single(action) if action.dtype.kind == "f" else action.astype(np.int64)),
+        "reward": torch.from_numpy(_single(found["rewards"])),
         "terminated": ended_R,
         "truncated": over_R & ~ended_R,
         "episode": episode_R,
     }
-    if "next_observations" in arrays:
-        columns["next_obs"] = torch.from_numpy(np.asarray(arrays["next_observations"]).astype(np.float32))
+    if "next_observations" in found:
+        columns["next_obs"] = torch.from_numpy(_single(found["next_observations"]))
         keep_R = torch.ones(num, dtype=torch.bool)
     else:
         columns["next_obs"] = torch.where(over_R.view(-1, *[1] * (obs_R.dim() - 1)), obs_R, obs_R.roll(-1, 0))
@@ -97,6 +126,12 @@ def from_d4rl(name: str, arrays: Mapping[str, Any], about: Mapping[str, Any] | N
     columns["episode"] = torch.repeat_interleave(torch.arange(len(counts)), counts)
     columns["step"] = torch.cat([torch.arange(n, dtype=torch.int32) for n in counts.tolist()])
     return Episodes(name=name, columns=columns, about=about or {})
+
+
+def _single(array: np.ndarray) -> np.ndarray:
+    """In float32. What is too large for that becomes infinite, which the check of episodes refuses by name."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,14 @@
 """Self-made data sets in the grades of D4RL, kept in a cache and made when they are first needed (`tasks/grades.py`)."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from freerun.datasets.base import Episodes
 from freerun.datasets.files import FileConfig
-from freerun.errors import DataError
+from freerun.errors import ConfigError, DataError
 
 GradeName = Literal["random", "medium", "medium-replay", "medium-expert", "expert"]
 GRADES: tuple[GradeName, ...] = ("random", "medium", "medium-replay", "medium-expert", "expert")
@@ -22,6 +23,15 @@ class Grade:
     """A name from `freerun dataset list`."""
     grade: GradeName = "medium"
     """How good the policy is that acts in it."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.env) or self.grade not in GRADES:
+            raise ConfigError(
+                "there is no data set of such a name",
+                given=f"{self.env}/{self.grade}",
+                expected=f"the name of an environment, and one of {', '.join(GRADES)}",
+                todo="`freerun dataset list` shows them",
+            )
 
     @property
     def path(self) -> Path:

@@ -3,6 +3,7 @@
 Shapes: T steps of an episode, whose observations are T + 1.
 """
 
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from freerun.datasets.base import Episodes
+from freerun.datasets.hdf5 import refuse_what_leads_out
 from freerun.errors import ConfigError, DataError
 
 try:
@@ -20,6 +22,7 @@ try:
     import minari
     from gymnasium import spaces as kinds
     from minari.data_collector.episode_buffer import EpisodeBuffer
+    from minari.storage.datasets_root_dir import get_dataset_path
 except ImportError as error:
     raise ConfigError(
         "Minari data sets need a package that is not installed",
@@ -29,22 +32,69 @@ except ImportError as error:
     ) from error
 
 
+BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What Minari and what it reads with raise for files that are not what they wrote."""
+
+
 def read(source: str, *, download: bool = False, see: tuple[str, ...] = ()) -> Episodes:
     """The episodes of a folder, or of an id such as `D4RL/hopper/medium-v2`; with `download`, from the hub if it is not here.
     Observations of several parts become one vector, of the parts in `see` if any are named.
 
-    Raises `DataError` for a data set that is not there, or naming the episode and field that does not fit.
+    Raises `DataError` for a data set that is not there, that is not what Minari wrote, that leads to other files or that would
+    have to run code to be read, naming the episode and field that does not fit.
     """
-    folder = Path(source) / "data" if (Path(source) / "data").is_dir() else Path(source)
+    folder = _folder(source, download)
     try:
-        data = minari.MinariDataset(folder) if folder.is_dir() else minari.load_dataset(source, download=download)
-    except (FileNotFoundError, ValueError, KeyError) as error:
+        _refuse_what_runs(source, folder)
+        for path in sorted(folder.rglob("*.hdf5")):
+            refuse_what_leads_out(path)
+        return _episodes(source, minari.MinariDataset(folder), see)
+    except BROKEN as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(
-            f"data set '{source}' is not here",
+            f"data set '{source}' cannot be read",
             given=f"{type(error).__name__}: {error}",
-            expected="a folder that Minari wrote, or an id of its database",
-            todo="check the path, or allow the download",
+            expected="what Minari wrote",
+            todo="mend the data set, or get it again",
         ) from error
+
+
+def _folder(source: str, download: bool) -> Path:
+    """Where the data are. Raises `DataError` if they are nowhere."""
+    for folder in (Path(source) / "data", Path(source)):
+        if folder.is_dir():
+            return folder
+    try:
+        folder = get_dataset_path(source) / "data"
+        if not folder.is_dir() and download:
+            minari.download_dataset(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise _absent(source, f"{type(error).__name__}: {error}") from error
+    if not folder.is_dir():
+        raise _absent(source, f"nothing at {folder}")
+    return folder
+
+
+def _absent(source: str, given: str) -> DataError:
+    return DataError(
+        f"data set '{source}' is not here",
+        given=given,
+        expected="a folder that Minari wrote, or an id of its database",
+        todo="check the path, or allow the download",
+    )
+
+
+def _refuse_what_runs(source: str, folder: Path) -> None:
+    """Where a data set does not say its spaces, Minari makes its environment to ask for them, by whatever function the data set
+    names: that would be code of who wrote it."""
+    metadata = json.loads((folder / "metadata.json").read_text())
+    missing = [name for name in ("observation_space", "action_space") if not isinstance(metadata[name], str)]
+    if missing:
+        raise KeyError(missing[0])
+
+
+def _episodes(source: str, data: Any, see: tuple[str, ...]) -> Episodes:
     space, action_space = data.spec.observation_space, data.spec.action_space
     columns: dict[str, list[Any]] = {}
     for number, episode in enumerate(data.iterate_episodes()):

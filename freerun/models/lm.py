@@ -23,6 +23,10 @@ from freerun.models.base import LanguageModel, resolve_dtype
 from freerun.models.gguf import packaged_file, unpacked
 from freerun.types import Message
 
+SAFELY = {"trust_remote_code": False}
+"""Code that comes with a model is not run, and nobody is asked whether it may. Weights that are pickles are read by torch
+without running what is in them, which is what transformers asks it for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
@@ -75,7 +79,7 @@ class Config:
                 todo="set one of them and leave the others empty",
             )
         if self.hub:
-            return self.hub, {"revision": self.revision}
+            return self.hub, {"revision": self.revision, **SAFELY}
         folder = unpacked(packaged_file(self.package)) if self.package else Path(self.path).expanduser()
         if not (folder / "config.json").is_file():
             raise DataError(
@@ -84,7 +88,7 @@ class Config:
                 expected="a folder with config.json, weights and a tokenizer, as save_pretrained writes it",
                 todo="correct model.path",
             )
-        return str(folder), {"local_files_only": True}
+        return str(folder), {"local_files_only": True, **SAFELY}
 
 
 class TextTokenizer:

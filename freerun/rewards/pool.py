@@ -177,12 +177,12 @@ class RewardPool:
         return self._outcome(call, request, attempt)
 
     def _outcome(self, call: asyncio.Future | Future, request: RewardRequest, attempt: int) -> RewardResult | Failure:
-        """What a call that has ended becomes."""
+        """What a call that has ended becomes. What an error says is cut, because it ends in the records."""
         error = call.exception()
         if isinstance(error, RewardError):
             raise error
         if error is not None:
-            return Failure(FailureKind.VERIFIER, self.name, f"{type(error).__name__}: {error}", attempt)
+            return Failure(FailureKind.VERIFIER, self.name, f"{type(error).__name__}: {error!s:.1000}", attempt)
         return checked(call.result(), self.name, request)
 
     def _abandon(self, call: asyncio.Future, worker: "_Worker | None") -> None:

@@ -7,6 +7,7 @@ torn tail, which opening cuts off, saying so; damage anywhere else is an error.
 """
 
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -49,6 +50,15 @@ class Journal:
         self.path, self.fsync_every, self.cut = path, 0 if behind else fsync_every, ""
         self._unsynced = 0
         self._swap = threading.Lock()
+        try:
+            self._open(fsync_every)
+        except OSError as error:
+            raise _unwritable("the journal could not be opened", path, error) from error
+        self._flusher = Flusher(self.flush) if behind else None
+
+    def _open(self, fsync_every: int) -> None:
+        """Find the end of the last whole record, and cut off what follows."""
+        path = self.path
         self._fresh().unlink(missing_ok=True)
         if not path.exists() or path.stat().st_size < len(MAGIC):
             path.write_bytes(MAGIC)
@@ -65,7 +75,6 @@ class Journal:
         self._file.seek(self._end)
         if fsync_every:
             self.flush()
-        self._flusher = Flusher(self.flush) if behind else None
 
     def finished(self, item: int, uid: str, oldest: int, payload: bytes) -> None:
         """Append this before `Admission.finish`."""
@@ -158,7 +167,8 @@ def mend(path: Path) -> str:
         fresh.replace(path)
         _flush_directory(path.parent)
     except OSError as error:
-        raise _unwritable("the journal is damaged and could not be mended", path, error) from error
+        then = f"; then go on with: freerun resume {path.parent}"
+        raise _unwritable("the journal is damaged and could not be mended", path, error, then) from error
     return f"{damage}; {len(bodies)} records are whole and were kept, what was in others is made again; see {aside.name}"
 
 
@@ -230,8 +240,10 @@ def _frames(path: Path) -> Iterator[tuple[bytes, int]]:
             yield body, end
 
 
-def _unwritable(what: str, path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(what, given=f"{path}: {error}", expected="room and permission to write", todo="make room")
+def _unwritable(what: str, path: Path, error: OSError, then: str = "") -> CheckpointError:
+    full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    todo = ("make room" if full else "check the path, its permissions and the disk") + then
+    return CheckpointError(what, given=f"{path}: {error}", expected="room and permission to write", todo=todo)
 
 
 def _damage(path: Path, offset: int, what: str) -> CheckpointError:

@@ -6,7 +6,7 @@ import re
 from tools.source import ROOT, modules
 
 PAGE = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
-NAMED = re.findall(r"^- `(tests/[\w/]+\.py)::(test_\w+)`$", PAGE, re.M)
+NAMED = re.findall(r"^- (?:[\w ]+: )?`(tests/[\w/]+\.py)::(test_\w+)`$", PAGE, re.M)
 
 ON_THE_WALL = {
     "environment.py": "says when a run began, to people",

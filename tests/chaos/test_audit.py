@@ -1,17 +1,20 @@
 """The audit finds what was lost, repeated or replaced, and nothing in a run that was neither."""
 
+import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from freerun.chaos import show
+from freerun.chaos import faults, show
 from freerun.chaos.attempt import Tail
 from freerun.chaos.audit import Ledger
 from freerun.chaos.faults import Fault
-from freerun.chaos.harness import Cycle, RunResult
+from freerun.chaos.harness import Cycle, RunResult, line
 from freerun.encoding import encode_group
 from freerun.store.journal import Journal
 from freerun.types import Group, Prompt, RewardResult, Stop, Trajectory
@@ -147,3 +150,34 @@ def test_a_summary_counts_outcomes_by_fault_and_charges_what_was_lost_to_every_f
     assert generator["heal"] == {"number": 2, "median": 5.0, "max": 6.0}
     assert (data["cycles"], data["missed"], data["lost"], data["attempts"]) == (3, 1, ["item 3"], 2)
     assert show.table(data).row_count == 3
+
+
+def test_a_line_of_a_cycle_says_the_times_that_there_are_and_no_others():
+    kill = Fault("generator", "kill")
+    assert line(Cycle(kill, "healed", 0.1, 4.0)) == "kill generator (any): healed, noticed after 0.10 s, going on after 4.0 s"
+    assert line(Cycle(Fault("verifier", "flood", "verifier"), "healed")) == "flood verifier (verifier): healed"
+    bad = Cycle(Fault("disk", "full", "disk"), "finished", noticed=5.5, leaked=["file a", "process 3"], silent=True)
+    assert line(bad) == "full disk (disk): finished, noticed after 5.50 s, LEAKED file a; process 3, SILENT"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_table_of_all_faults_is_readable_in_80_columns_with_a_line_for_each(terminal):
+    cycles = [Cycle(fault, "healed", noticed=123.4, healed=234.5, leaked=["process 3"]) for fault in faults.WEIGHTS] * 100
+    run = RunResult(seed=1, cycles=cycles, attempts=2, seconds=9.0, lost=["item 3"], repeated=[], unlike=[])
+    data = show.summary([run], {"recipe": "r"})
+    console = Console(width=80, file=io.StringIO(), force_terminal=terminal, no_color=True)
+    console.print(show.table(data))
+    lines = re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue()).splitlines()
+    assert len(lines) == len(faults.WEIGHTS) + 2
+    assert lines[0].split() == ["fault", "hit", "healed", "resumed", "ended", "wrong", "notice", "heal"]
+    for row, text in zip(data["faults"], lines[1:], strict=False):
+        moment = "" if row["moment"] == "any" else f", {row['moment']}"
+        assert text.split("  ")[0].strip() == f"{row['action']} {row['target']}{moment}"
+        assert text.split()[-7:] == ["100", "100", "0", "0", "200", "123.4s", "234.5s"]
+
+
+def test_the_verdict_counts_each_thing_that_must_not_happen():
+    cycles = [Cycle(Fault("disk", "full", "disk"), "resumed", leaked=["file a", "file b"], silent=True)]
+    run = RunResult(seed=1, cycles=cycles, attempts=2, seconds=9.0, lost=["item 3"], repeated=["item 4"], unlike=["item 5"])
+    data = show.summary([run], {"recipe": "r"})
+    assert show.verdict(data) == "1 cycles in 1 runs: 1 lost, 2 repeated, 2 leaked, 1 silent"

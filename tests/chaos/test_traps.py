@@ -134,15 +134,33 @@ def test_every_fault_with_a_moment_has_a_trap_or_is_provoked_by_the_harness():
             assert (fault.target, fault.moment) in traps.POINTS.keys() | provoked, fault
 
 
-def test_every_executor_and_the_controller_is_killed_frozen_or_stopped_and_delayed():
+def test_every_executor_and_the_controller_is_killed_frozen_and_delayed_also_at_the_moments_that_matter():
     done = {
         target: {fault.action for fault in faults.WEIGHTS if fault.target == target}
-        for target in ("generator", "rewarder", "trainer")
+        for target in ("generator", "rewarder", "trainer", "controller")
     }
     assert all({"kill", "freeze", "delay"} <= actions for actions in done.values())
-    assert {"kill", "delay", "interrupt"} <= {fault.action for fault in faults.WEIGHTS if fault.target == "controller"}
-    moments = {fault.moment for fault in faults.WEIGHTS if fault.action == "kill"}
-    assert {"publication", "checkpoint", "admission", "shutdown"} <= moments
+    assert "interrupt" in done["controller"]
+    for action in ("kill", "freeze"):
+        moments = {(fault.target, fault.moment) for fault in faults.WEIGHTS if fault.action == action}
+        assert moments >= {
+            *(("trainer", moment) for moment in ("publication", "checkpoint", "update", "shutdown")),
+            *(("controller", moment) for moment in ("publication", "checkpoint", "admission")),
+            *(("generator", moment) for moment in ("reading weights", "generation", "shutdown")),
+            *(("rewarder", moment) for moment in ("scoring", "shutdown")),
+        }, action
+    assert {fault.action for fault in faults.WEIGHTS if fault.target == "verifier"} == {"error", "hang", "garbage", "flood"}
+    assert {fault.action for fault in faults.WEIGHTS if fault.target == "disk"} == {"full", "read-only", "delay"}
+
+
+@pytest.mark.parametrize("fault", faults.WEIGHTS, ids=str)
+def test_what_a_run_has_to_do_about_a_fault_follows_from_who_it_is_done_to(fault):
+    if fault.action in ("kill", "freeze") and fault.moment != "shutdown":
+        assert fault.effect == ("end" if fault.names & {"trainer", "controller"} else "heal")
+    if fault.action in ("full", "read-only", "corrupt", "interrupt", "garbage"):
+        assert fault.effect == "end"
+    if fault.action in ("delay", "hang", "flood"):
+        assert fault.effect == "go on"
 
 
 def test_a_seed_fixes_the_faults_and_the_first_are_all_of_them():

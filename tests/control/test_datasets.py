@@ -1,6 +1,7 @@
 """Recorded episodes: every format becomes the same columns, what cannot be trained on is refused by name, and grades differ in
 how good the policy was."""
 
+import json
 import os
 from collections.abc import Callable
 
@@ -18,7 +19,7 @@ from freerun.datasets.base import Episodes, joined
 from freerun.datasets.files import FileConfig, MinariConfig, from_d4rl, write_npz
 from freerun.datasets.grades import GRADES, Grade
 from freerun.datasets.minari import write
-from freerun.errors import DataError, FreerunError
+from freerun.errors import ConfigError, DataError, FreerunError
 from freerun.tasks import grades
 
 LENGTHS = (3, 2)
@@ -226,6 +227,91 @@ def test_a_minari_data_set_that_is_not_here_is_named(tmp_path, monkeypatch) -> N
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     with pytest.raises(DataError, match="'D4RL/hopper/medium-v2' is not here"):
         MinariConfig(source="D4RL/hopper/medium-v2").build()
+
+
+def planted(folder, tmp_path, *, entry_point, **changes) -> None:
+    """Have the metadata of a data set name a function to make its environment with, and lack what else says its spaces."""
+    (path,) = folder.rglob("metadata.json")
+    metadata = json.loads(path.read_text())
+    spec = json.loads(metadata["env_spec"]) | {"entry_point": entry_point, "kwargs": {"path": str(tmp_path / "ran")}}
+    metadata["env_spec"] = json.dumps(spec)
+    for name, value in changes.items():
+        del metadata[name]
+        if value is not None:
+            metadata[name] = value
+    path.write_text(json.dumps(metadata))
+
+
+@pytest.mark.parametrize("changes", [{"observation_space": None}, {"action_space": None}, {"observation_space": 3}])
+def test_a_minari_data_set_that_would_run_code_to_be_read_is_refused_and_runs_none(changes, tmp_path) -> None:
+    folder = write(tmp_path, "freerun/two-v0", episodes(), env=COUNT)
+    planted(folder, tmp_path, entry_point="os:mkdir", **changes)
+    with pytest.raises(DataError, match=r"cannot be read(.|\n)*_space"):
+        MinariConfig(source=str(folder)).build()
+    assert not (tmp_path / "ran").exists()
+
+
+def external(file: h5py.File, name: str, other: str) -> None:
+    file[name] = h5py.ExternalLink(other, "/")
+
+
+def stored_elsewhere(file: h5py.File, name: str, other: str) -> None:
+    file.create_dataset(name, shape=(5,), dtype=np.float32, external=[(other, 0, 20)])
+
+
+def view(file: h5py.File, name: str, other: str) -> None:
+    layout = h5py.VirtualLayout(shape=(5,), dtype=np.float32)
+    layout[:] = h5py.VirtualSource(other, "x", shape=(5,))
+    file.create_virtual_dataset(name, layout)
+
+
+@pytest.mark.parametrize("lead", [external, stored_elsewhere, view])
+@pytest.mark.parametrize("kind", ["d4rl", "minari"])
+def test_an_hdf5_file_that_leads_to_other_files_is_refused_by_the_name_that_does(lead, kind, tmp_path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(20))
+    if kind == "minari":
+        folder = write(tmp_path, "freerun/two-v0", episodes(), env=COUNT)
+        (path,) = folder.rglob("*.hdf5")
+        config: FileConfig | MinariConfig = MinariConfig(source=str(folder))
+        name = "episode_1/rewards"
+    else:
+        path = tmp_path / "two.hdf5"
+        with h5py.File(path, "w") as file:
+            for name, array in d4rl().items():
+                file[name] = array
+        config, name = FileConfig(path=str(path)), "rewards"
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        lead(file, name, str(tmp_path / "secret"))
+    with pytest.raises(DataError, match=f"leads to other files(.|\n)*{name}"):
+        config.build()
+
+
+def test_a_group_that_contains_itself_is_read_like_any_other(tmp_path) -> None:
+    with h5py.File(tmp_path / "two.hdf5", "w") as file:
+        for name, array in d4rl().items():
+            file[name] = array
+        file["loop"] = file["/"]
+        file["same"] = h5py.SoftLink("/rewards")
+    assert FileConfig(path=str(tmp_path / "two.hdf5")).build().num_rows == 4
+
+
+@pytest.mark.parametrize("env", ["../../etc", "/etc", "a/b", "", "..", ".hidden"])
+def test_the_name_of_a_made_data_set_cannot_lead_out_of_the_cache(env) -> None:
+    with pytest.raises(ConfigError, match="no data set of such a name"):
+        Grade(env=env)
+
+
+def test_arrays_of_objects_are_not_unpickled(tmp_path) -> None:
+    class Planted:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    rewards = np.array([Planted()] * 5, object)
+    np.savez(tmp_path / "two.npz", **d4rl(rewards=rewards))
+    with pytest.raises(DataError, match=r"cannot be read(.|\n)*allow_pickle=False"):
+        FileConfig(path=str(tmp_path / "two.npz")).build()
+    assert not (tmp_path / "ran").exists()
 
 
 # --- grades ------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from freerun.actors.collector import Collector
 from freerun.actors.environment import ActorConfig, Step
 from freerun.actors.fleet import Fleet, seed_from
 from freerun.algorithms.control import dqn, ppo
-from freerun.errors import AllFailed, ConfigError
+from freerun.errors import AllFailed, ConfigError, DataError
 from freerun.transitions import Order, Spaces
 from freerun.types import FailureKind
 from freerun.weights import inprocess
@@ -157,6 +157,56 @@ def test_an_environment_that_hangs_is_given_up_after_the_deadline_and_replaced()
     release.set()
     assert envs.step(acts(1, 1)).undone == []
     assert world.calls == calls + 2, "the thread that hung goes on with calls that are not its own any more"
+    envs.close()
+
+
+SEEN = np.zeros(2, np.float32)
+GARBAGE = {
+    "a NoneType": None,
+    "a tuple": (SEEN, 0.0, False, False, {}),
+    "as observation": Step(None, 0.0, False, False),
+    "float32 of shape \\(\\)": Step(np.zeros((), np.float32), 0.0, False, False),
+    "float32 of shape \\(1000000,\\)": Step(np.zeros(1_000_000, np.float32), 0.0, False, False),
+    "object of shape": Step(np.array([None, None]), 0.0, False, False),
+    "not finite": Step(np.array([0.0, np.nan]), 0.0, False, False),
+    "nan as reward": Step(SEEN, float("nan"), False, False),
+    "inf as reward": Step(SEEN, float("inf"), True, False),
+    "'1' as reward": Step(SEEN, "1", False, False),
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"workers": 2, "deadline": 60.0}])
+@pytest.mark.parametrize("said", GARBAGE)
+def test_an_environment_that_returns_garbage_ends_the_run_by_name_at_once(said, settings) -> None:
+    world = World()
+    envs = fleet(world, **settings)
+    envs.step(acts(1, 1))
+    world.made[1].step = lambda action: GARBAGE[said]
+    with pytest.raises(DataError, match=f"environment 1 returned(.|\n)*{said}(.|\n)*episode of seed 10 after 1 steps"):
+        envs.step(acts(1, 1))
+    envs.close()
+
+
+@pytest.mark.parametrize("seen", [None, np.zeros(3, np.float32), np.array([np.inf, 0.0]), (SEEN, {})])
+def test_a_reset_that_returns_garbage_ends_the_run_by_name(seen) -> None:
+    world = World()
+    made = Fleet(world.build, 2, ActorConfig(), lambda env, number: 10 * env + number)
+    world.made[1].reset = lambda seed: seen
+    with pytest.raises(DataError, match=r"environment 1 returned(.|\n)*episode of seed 10 after 0 steps"):
+        made.reset()
+
+
+@pytest.mark.parametrize("settings", [{}, {"workers": 3, "deadline": 60.0}])
+def test_what_an_environment_says_too_much_when_it_fails_is_cut(settings) -> None:
+    def flood() -> None:
+        raise RuntimeError("x" * (1 << 20))
+
+    world = World()
+    world.script[4] = flood
+    envs = fleet(world, **settings)
+    envs.step(acts(1, 1))
+    (failure,) = envs.step(acts(1, 1)).failures
+    assert failure.message.startswith("RuntimeError: xxx") and len(failure.message) < 1100
     envs.close()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,17 +104,66 @@ for number in map(int, sys.argv[3:]):
     subprocess.run(["umount", str(disk)], check=True)
 """
 
+COMMANDS = """
+import os, resource, subprocess, sys
+from pathlib import Path
 
-def stories(tmp_path, kind, *numbers):
-    """What came of a run whose disk was hurt, and of its resumption, for each number."""
-    (tmp_path / "script.py").write_text(SCRIPT)
+from freerun import cli
+from freerun.errors import ExecutorDied
+from freerun.rundir import RunDirectory
+
+disk, kind, directory, *more = Path(sys.argv[1]), *sys.argv[2:]
+recipe = disk.parent / "recipe.py"
+recipe.write_text(
+    "from test_runs import small\\n"
+    "def recipe():\\n"
+    "    return small(control={'steps': 8, 'checkpoint_every': 2, 'final_eval_prompts': 0}, warm_start=None)\\n"
+)
+written = RunDirectory.step
+
+
+def hurt(files, record):
+    if record.step == 5 and kind == "full":
+        (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize))
+    if record.step == 5 and kind in ("refuses", "died"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    if record.step == 5 and kind == "died":
+        raise ExecutorDied("executor 'trainer' died", given="process 5 ended", expected="a living one", todo="look")
+    if record.step == 5 and kind == "read-only":
+        raise KeyboardInterrupt
+    written(files, record)
+
+
+RunDirectory.step = hurt
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=True)
+words = ["run", str(recipe), "--plain", "--dir", directory, *more]
+if kind == "read-only":
+    try:
+        cli.main(words)
+    except SystemExit:
+        print("-- resumed", file=sys.stderr, flush=True)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    words = ["resume", directory, "--plain"]
+cli.main(words)
+"""
+
+
+def in_a_namespace(tmp_path, script, *arguments):
+    """What a script wrote that may mount file systems, on `tmp_path / "disk"`."""
+    (tmp_path / "script.py").write_text(script)
     (tmp_path / "disk").mkdir()
     namespace = ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*namespace, "true"], check=False).returncode != 0:
         pytest.skip("this machine gives no mount namespace to a user")
-    command = [*namespace, sys.executable, str(tmp_path / "script.py"), str(tmp_path / "disk"), kind, *map(str, numbers)]
+    command = [*namespace, sys.executable, str(tmp_path / "script.py"), str(tmp_path / "disk"), *arguments]
     path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, sys.path)])
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def stories(tmp_path, kind, *numbers):
+    """What came of a run whose disk was hurt, and of its resumption, for each number."""
+    done = in_a_namespace(tmp_path, SCRIPT, kind, *map(str, numbers))
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -139,3 +189,29 @@ def test_a_disk_that_fills_up_ends_the_run_by_name_and_costs_nothing_that_was_co
 def test_a_disk_that_cannot_be_written_to_ends_the_run_by_name_and_costs_nothing_that_was_committed(kind, tmp_path):
     for story in stories(tmp_path, kind, 3, 4, 7):
         check(story, hurt=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("full", "(RunDirectory|Checkpoint)Error: .*could not be written"),
+        ("refuses", "(RunDirectory|Checkpoint)Error: .*could not be written"),
+        ("read-only", "RunDirectoryError: .*could not be resumed"),
+        ("died", "ExecutorDied: executor 'trainer' died"),
+    ],
+)
+def test_a_bad_disk_ends_a_run_with_one_message_and_the_whole_command_to_go_on_with(kind, what, tmp_path):
+    """Also where the disk keeps the records and the report of the end from being written: that is no news beside its cause."""
+    directory = tmp_path / "disk" / ("a-name-that-is-longer-than-a-terminal-is-wide-" * 2)
+    done = in_a_namespace(tmp_path, COMMANDS, kind, str(directory))
+    told = done.stderr.rpartition("-- resumed")[2]
+    assert done.returncode == (3 if kind == "died" else 1), done.stderr
+    assert told.count("error:") == 1 and "Traceback" not in told and re.search(f"error: {what}", told), told
+    assert [line for line in told.splitlines() if line.endswith(f"go on with: freerun resume {directory}")], told
+
+
+def test_a_full_disk_says_the_command_to_go_on_with_where_a_run_resumes_by_itself_after_deaths_only(tmp_path):
+    directory = tmp_path / "disk" / "run"
+    done = in_a_namespace(tmp_path, COMMANDS, "full", str(directory), "--supervised")
+    assert done.returncode == 1, done.stderr
+    assert f"go on with: freerun resume {directory}" in done.stderr

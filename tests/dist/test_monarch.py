@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from freerun.errors import ConfigError, DataError, DeadlineExceeded, ExecutorDied, ExecutorFailed
@@ -144,6 +145,14 @@ def test_results_cross_the_process_boundary_and_state_stays_on_the_other_side(pa
     run, _, _, b = pair
     assert run(b.call("add", 5, deadline=20)) == 8
     assert run(b.call("add", amount=1, deadline=20)) == 25
+
+
+def test_nobody_listens_to_the_network(pair):
+    _, placement, *_ = pair
+    for pid in (os.getpid(), *placement.pids().values()):
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            listening = [c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            assert listening == [], process.cmdline()
 
 
 def test_streams_yield_in_order_and_end_when_they_are_left(pair):

@@ -144,6 +144,30 @@ def test_a_reader_in_another_process_holds_bitwise_what_was_published(ends, tran
     run(body())
 
 
+def test_a_reader_that_is_frozen_blocks_nobody_and_reads_the_newest_when_it_goes_on(ends, monkeypatch):
+    run, placement, trainer, first, second = ends
+    monkeypatch.setattr("freerun.placement.processes.FROZEN", 3600.0)  # else it would be killed some day
+
+    async def body():
+        pid = placement.pids()["first"]
+        os.kill(pid, signal.SIGSTOP)
+        newest = {}
+        try:
+            for version in range(5, 8):
+                for transport in DTYPES:
+                    newest[transport] = await trainer.call("publish", transport, version, deadline=30)
+                    await second.call("adopt", newest[transport], deadline=30)
+                    assert await second.call("holds", transport, version, deadline=30)
+                    assert await trainer.call("buffers", transport, deadline=30) <= 3
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        for transport, ref in newest.items():
+            await first.call("adopt", ref, deadline=30)
+            assert await first.call("holds", transport, 7, deadline=30)
+
+    run(body())
+
+
 def test_a_reader_that_is_killed_with_its_pins_blocks_nobody(ends):
     run, placement, trainer, first, second = ends
 
@@ -151,7 +175,7 @@ def test_a_reader_that_is_killed_with_its_pins_blocks_nobody(ends):
         os.kill(placement.pids()["first"], signal.SIGKILL)
         with pytest.raises(ExecutorDied):
             await first.call("holds", "shared", 0, deadline=30)
-        for version in range(5, 8):
+        for version in range(8, 11):
             for transport in DTYPES:
                 ref = await trainer.call("publish", transport, version, deadline=30)
                 await second.call("adopt", ref, deadline=30)
@@ -183,3 +207,34 @@ def test_shared_memory_of_a_killed_publisher_is_swept_and_that_of_a_living_one_i
     assert os.path.exists(path)
     assert shared.sweep(run) == [os.path.basename(path)]
     assert not os.path.exists(path)
+
+
+def test_two_runs_on_one_host_share_no_file_and_the_guardian_of_a_killed_one_leaves_those_of_the_other():
+    script = textwrap.dedent("""
+        import json, sys, torch
+        from freerun.placement.guardian import Guardian
+        from freerun.weights import shared
+        run = sys.argv[1]
+        with Guardian("killed") as guardian:
+            for pattern in shared.patterns(run):
+                guardian.clean(pattern)
+            publisher = shared.publisher(run=run)()
+            refs = [publisher.publish(version, {"w": torch.ones(1000)}) for version in (0, 1)]
+            print(json.dumps([ref.address for ref in refs]), flush=True)
+            sys.stdin.read()
+            publisher.close()
+    """)
+    runs = [f"test{os.getpid()}{end}" for end in ("a", "a2")]  # the name of one begins like the other's
+    two = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for run in runs
+    ]
+    mine, others = (json.loads(process.stdout.readline()) for process in two)
+    assert not set(mine) & set(others)
+    two[0].kill()
+    assert two[0].communicate()[1] == "killed\n"  # the guardian holds this pipe: it has ended, too
+    assert [os.path.exists(path) for path in (*mine, *others)] == [False, False, True, True]
+    two[1].communicate()
+    assert not any(map(os.path.exists, others))

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from fuzzing.control_targets import CONTROL
 from fuzzing.inputs import VALUES, Target, changed, hurt, json_bytes, scratch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -110,8 +111,7 @@ def check_problems(data: bytes) -> None:
     except (DataError, ConfigError):
         return
     for prompt in (*task.train, *task.heldout):
-        json.dumps([prompt.uid, str(prompt.content), dict(prompt.meta)]).encode()
-        str(prompt.content).encode()
+        (json.dumps([prompt.uid, dict(prompt.meta)]) + str(prompt.content)).encode()
 
 
 def check_responses(data: bytes) -> None:
@@ -396,4 +396,5 @@ TARGETS: dict[str, Target] = {
     "request for actors": Target(json_bytes({"actors": 2}), check_scale),
     "lock of a run": Target(json_bytes(HOLDER), check_lock),
     "recorded order of calls": Target(hurt([COMPLETION * 2]), check_interleaving),
+    **CONTROL,
 }

@@ -1,6 +1,7 @@
 """Models from folders and from packages that carry a GGUF file. Nothing here uses the network."""
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -272,3 +273,39 @@ def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert unpacking.cache_directory() == tmp_path / ".cache" / "freerun"
+
+
+class Planted:
+    """What a pickle runs when it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("kind", ["llama", "nobody-knows-it"])
+def test_code_that_comes_with_a_model_is_not_run_and_nobody_is_asked(folder, tmp_path, kind, monkeypatch):
+    marker = tmp_path / "ran"
+    classes = {"AutoConfig": "planted.Config", "AutoModelForCausalLM": "planted.Model"}
+    change_config(folder, auto_map=classes, model_type=kind)
+    (folder / "planted.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nclass Config: ...\nclass Model: ...\n")
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("somebody was asked"))
+    if kind == "llama":
+        lm.Config(path=str(folder)).build()  # an architecture that transformers has itself
+    else:
+        with pytest.raises(DataError, match="cannot be loaded"):
+            lm.Config(path=str(folder)).build()
+    assert not marker.exists()
+
+
+def test_weights_that_are_a_pickle_run_nothing(folder, tmp_path):
+    marker = tmp_path / "ran"
+    (folder / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Planted(marker)}, folder / "pytorch_model.bin")
+    with pytest.raises(DataError, match="cannot be loaded"):
+        lm.Config(path=str(folder)).build()
+    assert not marker.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert marker.exists(), "the trap works"

@@ -117,6 +117,15 @@ def test_a_function_that_always_raises_is_called_again_and_then_is_a_typed_failu
 
 
 @WAYS
+def test_what_a_function_says_too_much_when_it_raises_is_cut(config):
+    def flood(prompt, completion, meta):
+        raise ValueError("x" * (1 << 20))
+
+    (failure,) = score(flood, requests("a"), config)
+    assert failure.message.startswith("ValueError: xxx") and len(failure.message) < 1100
+
+
+@WAYS
 def test_a_function_that_raises_once_gets_its_reward_at_the_second_attempt(config):
     calls = []
 

@@ -1,6 +1,7 @@
 """The journal file: what is written is read, a torn end is cut and reported, damage is an error; and recovery from it."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,3 +203,14 @@ def test_an_item_too_old_for_the_bound_is_generated_again() -> None:
 def test_a_journal_of_other_prompts_is_refused() -> None:
     with pytest.raises(CheckpointError, match="another prompt"):
         Recovery(admitted(1).state(), [Record(item=0, uid="something else", oldest=0)])
+
+
+@pytest.mark.parametrize(("number", "todo"), [(28, "make room"), (30, "check the path, its permissions and the disk")])
+def test_a_journal_that_cannot_be_opened_is_one_clear_error(tmp_path: Path, monkeypatch, number: int, todo: str) -> None:
+    def refused(path: Path, data: bytes) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    with pytest.raises(CheckpointError, match="could not be opened") as raised:
+        Journal(tmp_path / "journal")
+    assert raised.value.todo == todo

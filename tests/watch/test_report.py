@@ -1,7 +1,9 @@
 """The HTML report: complete, self-contained, safe against what a model writes, and possible for a run in any state."""
 
+import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freerun.errors import RunDirectoryError
-from freerun.metrics import EvalRecord, Event, SampleRecord, StepRecord
-from freerun.rundir import LOGS, RunDirectory
+from freerun.metrics import EvalRecord, Event, SampleRecord, StepRecord, TrialRecord
+from freerun.rundir import LOGS, PICTURES, RunDirectory
 from freerun.watch.page.html import document, el, escape
 from freerun.watch.page.writing import pairs
 from freerun.watch.records import load
@@ -36,7 +38,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes.extend(attrs)
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "img"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -162,6 +164,26 @@ def test_any_text_survives_as_text_and_only_as_text(text: str) -> None:
     assert [c for c in "".join(seen) if not "\u2400" <= c <= "\u2421" and c not in "\t\n"] == [
         c for c in printable if not "\u2400" <= c <= "\u2421"
     ]
+
+
+@pytest.mark.parametrize("way", ["a name that leads out", "an absolute name", "a link"])
+def test_a_log_cannot_have_a_file_from_elsewhere_put_into_the_report(way, tmp_path: Path) -> None:
+    folder, secret = tmp_path / "run" / PICTURES, tmp_path / "secret.png"
+    run = RunDirectory.create(folder.parent, {})
+    folder.mkdir()
+    for file in (folder / "mine.png", secret):
+        file.write_bytes(file.name.encode())
+    (folder / "link.png").symlink_to(secret)
+    name = {"a name that leads out": "../../secret.png", "an absolute name": str(secret), "a link": "link.png"}[way]
+    trial = TrialRecord(
+        step=1, split="heldout", returns=(1.0,), length=5.0, version=1, taken=8, seconds=1.0, score=None, picture="mine.png"
+    )
+    run.evaluation(trial)
+    run.evaluation(replace(trial, step=2, taken=16, picture=name))
+    run.close()
+    page = Page(write_report(folder.parent))
+    shown = [value for name, value in page.attributes if name == "src"]
+    assert [base64.b64decode(value.partition(",")[2]) for value in shown] == [b"mine.png"]
 
 
 def test_children_are_flattened_attributes_are_escaped_and_none_is_nothing() -> None:

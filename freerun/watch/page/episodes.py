@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from pathlib import Path
 
 from freerun.metrics import TrialRecord
 from freerun.rundir import PICTURES
@@ -78,7 +79,7 @@ def returns_card(trials: Sequence[TrialRecord]) -> Html:
 
 def pictures(run: RunRecords) -> Html:
     """The policy in motion: the first and the last picture that the run made."""
-    made = [t for t in run.trials if t.picture and (run.path / PICTURES / t.picture).is_file()]
+    made = [t for t in run.trials if t.picture and is_in(run.path / PICTURES, t.picture)]
     shown = made[:1] if len(made) == 1 else [made[0], made[-1]] if made else []
     figures = []
     for trial in shown:
@@ -92,3 +93,10 @@ def pictures(run: RunRecords) -> Html:
     if not figures:
         return el("section")
     return el("section", el("h2", "What the policy does"), el("div", figures, class_="grid"))
+
+
+def is_in(folder: Path, name: str) -> bool:
+    """Whether `folder` has a file of that name. The name is from a log that anybody may have written: it must not lead
+    to a file elsewhere, which a page that is passed on would then show."""
+    path = folder / name
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
