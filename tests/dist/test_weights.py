@@ -225,12 +225,8 @@ def test_two_runs_on_one_host_share_no_file_and_the_guardian_of_a_killed_one_lea
             publisher.close()
     """)
     runs = [f"test{os.getpid()}{end}" for end in ("a", "a2")]  # the name of one begins like the other's
-    two = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for run in runs
-    ]
+    piped = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    two = [subprocess.Popen([sys.executable, "-c", script, run], **piped, text=True) for run in runs]
     mine, others = (json.loads(process.stdout.readline()) for process in two)
     assert not set(mine) & set(others)
     two[0].kill()
