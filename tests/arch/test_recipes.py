@@ -1,10 +1,13 @@
 """Every recipe that ships builds, and what it says can be dumped, shown and overridden. Nothing here lists recipes."""
 
 import json
+import pkgutil
+import re
 
 import pytest
 
 from freerun import config
+from freerun.algorithms import language
 from freerun.recipes import base as recipes
 from freerun.recipes.control_base import ControlRun
 
@@ -39,3 +42,8 @@ def test_every_number_of_a_recipe_can_be_overridden_with_its_own_value(name: str
 @pytest.mark.parametrize(("name", "text"), list(recipes.described()))
 def test_every_recipe_says_in_a_line_what_it_shows(name: str, text: str) -> None:
     assert 20 < len(text) < 400
+
+
+def test_every_language_method_has_a_recipe() -> None:
+    used = re.findall(rf"{re.escape(language.__name__)}\.(\w+)", "".join(config.dumps(recipes.load(n).recipe()) for n in NAMES))
+    assert {found.name for found in pkgutil.iter_modules(language.__path__)} == set(used)
