@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from freerun.algorithms import language
-from freerun.algorithms.language import aipo, decoupled_ppo, grpo, reinforce, sft
+from freerun.algorithms.language import aipo, decoupled_ppo, grpo, gspo, reinforce, sft, tis
 from freerun.claims import tabular
 from freerun.claims.tabular import BANDIT, Data, Learner, Samples, Setting, bandit, chain
 from freerun.errors import ConfigError
@@ -238,6 +238,8 @@ REFRESHED = {
     "aipo, rho 2": (aipo.Config(rho=2.0), (0.92, 0.92, 0.75)),
     "one-side clip": (CLIP, (0.92, 0.74, 0.25)),
     "decoupled ppo": (decoupled_ppo.Config(normalise="none", cap=math.inf), (0.92, 0.91, 0.81)),
+    "weights of responses": (tis.Config(level="sequence", cap=math.exp(8.0), normalise="none"), (0.92, 0.93, 0.95)),
+    "gspo": (gspo.Config(clip_low=0.05, clip_high=0.05, normalise="none"), (0.92, 0.84, 0.44)),
 }
 
 
@@ -245,7 +247,7 @@ REFRESHED = {
 @pytest.mark.parametrize("method", REFRESHED)
 def test_after_100_updates_of_the_sequence_task_the_reward_is_that_of_the_reference(method):
     """The reference is noted to two digits, and its batches are its own: 0.03 covers both. With one update per batch decoupled
-    PPO is the importance-weighted gradient."""
+    PPO is the importance-weighted gradient, and TIS on responses that with the weights of whole responses."""
     config, expected = REFRESHED[method]
     for refresh, reward in zip((1, 20, 100), expected, strict=True):
         setting = Setting(steps=101, refresh=refresh)
