@@ -142,6 +142,9 @@ NUMBERS = {
     "dapo-proximal=recomputed": CLIPPED_V,
     # Weights 1, 0.5, 1, 1, 0.25; both responses are among the four fifths of highest entropy.
     "dart-default": plus((-1.1 * Z, 0, 0.96 * Z, 0, 0.75 * Z), K3, 0.1),
+    # The root of the first response is 1.2845, just beyond the clip.
+    "dart-ratio=geometric": plus((0, 0, *times(1.44 ** (1 / 3) * Z, (1, 1, 0.25))), K3, 0.1),
+    "dart-code": plus((0, 0, *times(1.44 ** (1 / 3) * Z, (1, 1, 0.25))), K3, 0.1),
     "decoupled_ppo-default": (0, 0, 0.96 * Z, 0, 0.75 * Z),
     "decoupled_ppo-beyond_cap=clamp": (-5.5 * Z, 0, 0.96 * Z, 0, 0.75 * Z),
     "decoupled_ppo-normalise=none": (0, 0, 0.96, 0, 0.75),
