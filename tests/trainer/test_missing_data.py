@@ -42,6 +42,7 @@ def test_a_method_trains_on_responses_of_an_unknown_author_or_names_what_it_woul
     if absent := columns & (OF_SAMPLERS | {"value_reference"}):
         with pytest.raises((MissingColumn, ConfigError)) as caught:
             step(make_trainer(config), SCORED)
+        assert f"'{name}'" in caught.value.what
         assert any(f"column '{column}'" in caught.value.what for column in absent)
     else:
         assert step(make_trainer(config), SCORED)["grad_norm"] > 0
