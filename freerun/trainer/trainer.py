@@ -297,9 +297,10 @@ class TrainerExecutor:
         for index, chosen in enumerate(self._parts()):
             rows = [row for row in self._rows if row.per_row["group"] in chosen]
             loud, silent = split_silent(rows, algorithm)
-            if algorithm.probe is not None:
+            if algorithm.probe is not None and loud:
                 outputs, batch = learner.look(loud, sorted({name for term in self._due() for name in term.outputs}))
-                self._loss_state = self._state = algorithm.probe(outputs, batch, self._loss_state) if loud else self._loss_state
+                batch = batch.read_by(f"the look of algorithm '{algorithm.name}'")
+                self._loss_state = self._state = algorithm.probe(outputs, batch, self._loss_state)
             counts = global_counts(self._due(), batch_of(rows, learner.policy.device))
             gradient = GradientSum(algorithm, self._due(), self._loss_state, counts)
             gradient.add_silent(batch_of(silent, learner.policy.device))

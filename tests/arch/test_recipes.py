@@ -1,10 +1,13 @@
 """Every recipe that ships builds, and what it says can be dumped, shown and overridden. Nothing here lists recipes."""
 
 import json
+import pkgutil
+import re
 
 import pytest
 
 from freerun import config
+from freerun.algorithms import language
 from freerun.claims.run import results_directory
 from freerun.claims.staleness import holds_to
 from freerun.recipes import base as recipes
@@ -53,3 +56,8 @@ def test_no_recipe_asks_for_a_larger_lag_than_its_method_holds_to_in_the_study_o
         if method in study and lag > holds_to(study[method]["cells"])
     }
     assert not too_far, f"recipes beyond what docs/staleness-study.md found: {too_far}"
+
+
+def test_every_language_method_has_a_recipe() -> None:
+    used = re.findall(rf"{re.escape(language.__name__)}\.(\w+)", "".join(config.dumps(recipes.load(n).recipe()) for n in NAMES))
+    assert {found.name for found in pkgutil.iter_modules(language.__path__)} == set(used)

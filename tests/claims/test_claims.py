@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import pkgutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from freerun import cli
+from freerun.algorithms import language
 from freerun.algorithms.language import reinforce
 from freerun.claims import base, run
 from freerun.claims.base import Claim, Expectation, compare
@@ -119,6 +121,11 @@ def test_every_claim_says_what_it_tests_in_whole_sentences(name):
     assert "arXiv" in claim.paper or any(year in claim.paper for year in ("19", "20"))
     assert not claim.tried or claim.tried.endswith(".")
     assert "Config" in vars(claim.method)
+
+
+def test_every_language_method_is_what_a_claim_is_about():
+    claimed = {base.load(name).claim().method.__name__ for name in base.names()}
+    assert [m.name for m in pkgutil.iter_modules(language.__path__) if f"{language.__name__}.{m.name}" not in claimed] == []
 
 
 def test_harness_modules_are_no_claims():

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from freerun.algorithms import language
-from freerun.algorithms.language import aipo, decoupled_ppo, grpo, reinforce, sft
+from freerun.algorithms.language import aipo, cispo, decoupled_ppo, grpo, gspo, icepop, minirl, rec, reinforce, remix, sft, tis
 from freerun.claims import tabular
 from freerun.claims.tabular import BANDIT, Data, Learner, Samples, Setting, bandit, chain
 from freerun.errors import ConfigError
@@ -21,6 +21,16 @@ from freerun.errors import ConfigError
 METHODS = {m.name: importlib.import_module(f"{language.__name__}.{m.name}") for m in pkgutil.iter_modules(language.__path__)}
 IMPORTANCE = aipo.Config(rho=math.inf)
 CLIP = grpo.Config(normalise="none", reduction="token_mean")
+CORRECTED = [
+    IMPORTANCE,
+    cispo.Config(clip_high=1e6, normalise="none"),
+    decoupled_ppo.Config(cap=math.inf, normalise="none"),
+    icepop.Config(low=0.0, high=math.inf, normalise="none"),
+    minirl.Config(cap=math.inf),
+    rec.Config(clip="none", weight="importance"),
+    remix.Config(clip=1e6, kl_coefficient=0.0, normalise="none"),
+    tis.Config(cap=math.inf, normalise="none"),
+]
 
 
 def small_chain():
@@ -85,11 +95,37 @@ def test_reinforce_on_fresh_data_is_the_exact_policy_gradient_on_average(problem
     assert torch.allclose(found, exact, atol=1e-7)
 
 
-def test_importance_weights_make_it_exact_on_another_policys_actions():
+# Without what makes it another gradient: steps that are left out, and credit that fades towards the first token.
+SWITCHED = {"dart": {"keep": 1.0}, "drgrpo": {"length": 2}, "ppo": {"decay": 1.0}}
+GRADIENTS = {name: module.Config(**SWITCHED.get(name, {})) for name, module in METHODS.items()}
+GRADIENTS = {name: config for name, config in GRADIENTS.items() if config.build().reinforce_on_policy}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_every_policy_gradient_points_where_the_exact_one_does_on_fresh_data(name):
+    """On average over all groups of two responses to one prompt of the sequence task. Rewards are 1 and -1, so that a division
+    by a std is one by a constant, and a method without a baseline knows good from bad."""
+    problem = small_chain().scaled(-1.0, 1.0)
+    problem = replace(problem, start_PTSV=problem.start_PTSV[:1], reward_PS=problem.reward_PS[:1])
+    found, exact = expected_gradient(GRADIENTS[name], problem, problem.start_PTSV), -policy_gradient(problem)
+    factor = float((found * exact).sum() / exact.square().sum())
+    assert factor > 0.1
+    assert torch.allclose(found, factor * exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", CORRECTED, ids=lambda c: c.build().name)
+def test_importance_weights_without_bounds_make_it_exact_on_another_policys_actions(config):
     problem, sampler = bandit(), torch.tensor([0.2, 0.3, 0.5]).log().double().expand(1, 1, 3, 3)
     exact = -0.5 * policy_gradient(problem)
-    assert torch.allclose(expected_gradient(IMPORTANCE, problem, sampler), exact, atol=1e-7)
+    assert torch.allclose(expected_gradient(config, problem, sampler), exact, atol=1e-7)
     assert not torch.allclose(expected_gradient(reinforce.Config(), problem, sampler), exact, atol=1e-2)
+
+
+def test_the_weight_of_a_whole_response_is_exact_on_another_policys_sequences():
+    problem = small_chain()
+    sampler = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(2)).double()
+    whole = tis.Config(level="sequence", cap=math.inf, normalise="none")
+    assert torch.allclose(expected_gradient(whole, problem, sampler), -0.25 * policy_gradient(problem), atol=1e-7)
 
 
 def test_token_weights_are_biased_on_another_policys_sequences_because_prefixes_keep_their_odds():
@@ -238,6 +274,8 @@ REFRESHED = {
     "aipo, rho 2": (aipo.Config(rho=2.0), (0.92, 0.92, 0.75)),
     "one-side clip": (CLIP, (0.92, 0.74, 0.25)),
     "decoupled ppo": (decoupled_ppo.Config(normalise="none", cap=math.inf), (0.92, 0.91, 0.81)),
+    "weights of responses": (tis.Config(level="sequence", cap=math.exp(8.0), normalise="none"), (0.92, 0.93, 0.95)),
+    "gspo": (gspo.Config(clip_low=0.05, clip_high=0.05, normalise="none"), (0.92, 0.84, 0.44)),
 }
 
 
@@ -245,7 +283,7 @@ REFRESHED = {
 @pytest.mark.parametrize("method", REFRESHED)
 def test_after_100_updates_of_the_sequence_task_the_reward_is_that_of_the_reference(method):
     """The reference is noted to two digits, and its batches are its own: 0.03 covers both. With one update per batch decoupled
-    PPO is the importance-weighted gradient."""
+    PPO is the importance-weighted gradient, and TIS on responses that with the weights of whole responses."""
     config, expected = REFRESHED[method]
     for refresh, reward in zip((1, 20, 100), expected, strict=True):
         setting = Setting(steps=101, refresh=refresh)

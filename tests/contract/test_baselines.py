@@ -337,7 +337,8 @@ def test_cispo_weighs_between_its_bounds_and_never_drops_a_token():
 
 
 def test_cispo_without_a_lower_bound_is_aipo(toy, tools):
-    assert same_gradient(tools, toy, cispo.Config(clip_low=1.0, clip_high=0.3), aipo.Config(rho=1.3))
+    pair = (cispo.Config(clip_low=1.0, clip_high=0.3), aipo.Config(rho=1.3))
+    assert torch.equal(*(tools.step_gradient(config.build(), toy, toy.batch) for config in pair))
 
 
 def test_cispo_keeps_a_rare_token_that_became_likely_where_a_clip_drops_it():

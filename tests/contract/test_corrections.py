@@ -5,11 +5,12 @@ Shapes: B trajectories, T action tokens, V arms.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from freerun.algorithms.language import dart, decoupled_ppo, grpo, icepop, reinforce, tis
+from freerun.algorithms.language import dart, decoupled_ppo, grpo, gspo, icepop, reinforce, tis
 from freerun.errors import ConfigError
 from freerun.types import Batch
 
@@ -198,6 +199,20 @@ def test_dart_without_filter_and_kl_is_tis(toy, tools):
     assert not dart.Config().build().reinforce_on_policy
 
 
+def test_dart_as_released_is_gspo_with_a_weight_and_a_dual_clip(toy, tools):
+    bounds = {"clip_low": 0.1, "clip_high": 0.28}
+    released = replace(dart.NAMED["code"], kl_coefficient=0.0)
+    assert same_gradient(tools, toy, released, gspo.Config(**bounds), logp_behaviour=toy.batch["logp_proximal"])
+    weight_BT = (toy.batch["logp_proximal"] - toy.batch["logp_behaviour"]).exp().clamp(max=1.0)
+    weighted = toy.batch.with_columns(advantage=weight_BT * toy.batch["advantage"])
+    expected = tools.step_gradient(gspo.Config(**bounds, proximal="recomputed").build(), toy, weighted)
+    assert torch.allclose(tools.step_gradient(released.build(), toy, toy.batch), expected, rtol=1e-6)
+    # A bad token 12 times as likely as at the start of the update, alone in its step.
+    far = batch_of([-1.0], logp_behaviour=log(0.05), logp_proximal=log(0.05))
+    assert slopes(released, log(0.6), far)[0] == [0.0]
+    assert slopes(replace(released, dual_clip=None), log(0.6), far)[0] == pytest.approx([12.0])
+
+
 def test_dart_adds_the_kl_of_the_steps_that_it_keeps(toy, tools):
     u = 0.3
     batch = batch_of([0.0], logp_behaviour=log(0.4), logp_proximal=log(0.4), logp_reference=log(0.4))
@@ -215,6 +230,7 @@ def test_dart_adds_the_kl_of_the_steps_that_it_keeps(toy, tools):
         (icepop, {"low": 2.0}, "0 <= low <= 1 <= high"),
         (icepop, {"high": 0.5}, "0 <= low <= 1 <= high"),
         (dart, {"keep": 0.0}, "0 < keep <= 1"),
+        (dart, {"dual_clip": 1.0}, "dual_clip > 1"),
         (dart, {"kl_coefficient": -1.0}, "kl_coefficient >= 0"),
     ],
 )

@@ -144,7 +144,8 @@ def test_decoupled_ppo_is_the_behaviour_weight_times_ppo_around_the_proximal_pol
 def test_decoupled_ppo_with_the_proximal_policy_as_behaviour_is_ppo(toy, tools, normalise):
     ppo = grpo.Config(reduction="token_mean", normalise=normalise)
     decoupled = decoupled_ppo.Config(normalise=normalise)
-    assert same_gradient(tools, toy, decoupled, ppo, logp_proximal=toy.batch["logp_behaviour"])
+    fresh = toy.batch.with_columns(logp_proximal=toy.batch["logp_behaviour"])
+    assert torch.equal(*(tools.step_gradient(config.build(), toy, fresh) for config in (decoupled, ppo)))
     group = tools.group_of([0.3, -1.0, 0.7])
     assert torch.equal(decoupled.build().credit(group, {})[0], ppo.build().credit(group, {})[0])
 

@@ -11,6 +11,7 @@ import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from freerun.algorithms.base import LossOut, Term
+from freerun.algorithms.language import minirl
 from freerun.encoding import decode_group, encode_group
 from freerun.errors import ConfigError, DataError
 from freerun.metrics import plain
@@ -201,12 +202,12 @@ def test_the_column_of_the_proximal_policy_is_computed_along_the_replayed_routin
         assert metrics["algorithm/from_behaviour"] == pytest.approx(0.0, abs=1e-4)
 
 
-def test_data_without_routing_is_refused_by_name(make_trainer, reinforce, mixture, groups, group):
-    trainer = make_trainer(reinforce(changes={"routing": "rollout"}), model=mixture)
+def test_data_without_routing_is_refused_by_name(make_trainer, mixture, groups, group):
+    trainer = make_trainer(minirl.Config(routing="rollout"), model=mixture)
     bare = replace(group(7, model=mixture), source=Source.DATASET)
     with pytest.raises(DataError, match="does not have") as caught:
         trainer.accumulate([groups[0], bare])
-    assert "sample 0 of item 7" in caught.value.what
+    assert "algorithm 'minirl' replays the generator's routing, which sample 0 of item 7" in caught.value.what
     assert "routing_LTk" in caught.value.given and "dataset" in caught.value.given
     short = replace(groups[1].trajectories[0], routing_LTk=groups[1].trajectories[0].routing_LTk[:, 1:])
     with pytest.raises(DataError, match="cannot be trained on"):

@@ -13,8 +13,9 @@ Degenerate  a step without demonstrations is GRPO scaled by 1 - m; m = 1 with `w
             phi = p (1 - p) the gradient of a logit is phi (onehot - p): tokens that the policy finds impossible teach almost
             nothing (from p = .001 to .9 takes 60 times as long as without weight).
 Named       the default is the paper's CHORD-phi, a constant m of 0.1. CHORD-mu is `weight` "none", peak 0.9, valley 0.05,
-            decay 200 (the code's example turns phi on as well). `weight`: "likelihood" is the paper's importance-sampling
-            ablation, under which entropy collapses. `cutoff`: the code's bound on p, above which a demonstrated token teaches
+            decay 200 (so the paper's figure; its appendix has 30 in one place, and the code's example turns phi on as well).
+            The constant share is the default because it needs no schedule. `weight`: "likelihood" is the paper's importance-
+            sampling ablation, under which entropy collapses. `cutoff`: a bound on p in the code, above which a token teaches
             nothing. `dual_clip`: 3 in the code. Each branch has its own denominator over the whole step. The code averages
             each micro-batch by itself and then over samples, which would make the gradient depend on how a step is cut; its
             two ends are `expert_reduction` "token_mean" (one micro-batch) and "sequence_mean_token_mean" (one each).

@@ -11,8 +11,8 @@ Degenerate  a group of one, or of equal rewards, has gradient 0. Proximal = beha
             u = 1 at every token, and the method is an importance-weighted REINFORCE.
 Named       `proximal`: "recomputed" by the trainer (paper); "interpolated" saves that forward pass: log-linear between
             behaviour and current, at lag / (lag + 1), as if versions were evenly spaced (AReaL's code). `beyond_cap`: "mask"
-            drops a token (AReaL's default), "clamp" keeps it with weight `cap`. Dropped tokens stay in the denominator.
-            `normalise`: as in grpo.
+            drops a token (AReaL's default), "clamp" keeps it with weight `cap`. Dropped tokens stay in the denominator. The
+            weight of a whole response, which AReaL's code has too, is tis with `level="sequence"`. `normalise`: as in grpo.
 State       none.
 
 Shapes: B trajectories, T action tokens.
