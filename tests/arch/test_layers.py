@@ -41,6 +41,7 @@ HOMES = {
     "gymnasium": ["actors/gymnasium.py", "datasets/minari.py", "tasks/*.py"],
     "h5py": ["datasets/hdf5.py"],
     "minari": ["datasets/minari.py"],
+    "mujoco": ["actors/gymnasium.py"],
     "scipy": ["models/neighbours.py"],
     "tyro": ["cli.py", "claims/*.py", "plan/*.py"],
     "rich": [
@@ -64,7 +65,7 @@ ANYWHERE = {"torch", "numpy", "safetensors"}
 """Packages that need no home of their own (the lowest layers are stricter, see below)."""
 
 OPTIONAL = {"monarch", "peft", "vllm", "reasoning_gym", "math_verify", "tensorboard", "wandb"}
-OPTIONAL |= {"gymnasium", "minari", "h5py", "scipy"}
+OPTIONAL |= {"gymnasium", "minari", "mujoco", "h5py", "scipy"}
 """Packages without which the core has to import and run."""
 
 
