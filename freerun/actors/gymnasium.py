@@ -1,7 +1,6 @@
 """Gymnasium environments behind the small interface of `environment.py`. Needs the extra `control`."""
 
 import importlib
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,18 +46,12 @@ def make(config: GymConfig, *, picture: bool = False) -> "GymEnvironment":
 
 
 def _hush(env: str) -> None:
-    """Let MuJoCo warn by way of Python, once for each warning, and not of its deprecations, which concern those who write the
-    models: it would print them for every environment of every process."""
+    """Before an environment of MuJoCo is made."""
     spec = gymnasium.registry.get(env)
-    if spec is None or "mujoco" not in str(spec.entry_point):
-        return
-    import mujoco
+    if spec is not None and "mujoco" in str(spec.entry_point):
+        from freerun.actors.mujoco import hush
 
-    def warn(text: str) -> None:
-        if "deprecated" not in text:
-            warnings.warn(f"MuJoCo: {text}", RuntimeWarning, stacklevel=2)
-
-    mujoco.set_mju_user_warning(warn)
+        hush()
 
 
 class GymEnvironment:

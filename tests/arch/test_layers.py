@@ -41,7 +41,7 @@ HOMES = {
     "gymnasium": ["actors/gymnasium.py", "datasets/minari.py", "tasks/*.py"],
     "h5py": ["datasets/hdf5.py"],
     "minari": ["datasets/minari.py"],
-    "mujoco": ["actors/gymnasium.py"],
+    "mujoco": ["actors/mujoco.py"],
     "scipy": ["models/neighbours.py"],
     "tyro": ["cli.py", "claims/*.py", "plan/*.py"],
     "rich": [

@@ -211,3 +211,13 @@ def test_a_pendulum_is_filmed(tmp_path) -> None:
     scenes = frames((tmp_path / "film.png").read_bytes())
     assert [scene.shape for scene in scenes] == [(166, 166, 3)] * 3
     assert not np.array_equal(scenes[0], scenes[-1])
+
+
+def test_mujoco_warns_by_way_of_python_and_not_of_deprecations(capfd: pytest.CaptureFixture[str]) -> None:
+    GymConfig(id="HalfCheetah-v5").build().close()
+    assert capfd.readouterr() == ("", "")
+    import mujoco
+
+    warn = mujoco.get_mju_user_warning()
+    with pytest.warns(RuntimeWarning, match="huge value"):
+        warn("Nan, Inf or huge value in QACC")
