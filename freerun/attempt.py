@@ -75,6 +75,18 @@ def train(
     return 0 if outcome.finished else EXIT_INTERRUPTED
 
 
+def refuse(config: RunConfig | ControlRun) -> None:
+    """Raises `ConfigError` or `DataError` for a config that cannot work, before anything is written for its run."""
+    if isinstance(config, ControlRun):
+        from freerun import launch_control
+
+        launch_control.refuse(config)
+    else:
+        from freerun import launch
+
+        launch.refuse(config)
+
+
 def launcher(config: RunConfig | ControlRun) -> Callable[..., Coroutine[Any, Any, Any]]:
     """What runs this kind of config; loaded when it is needed."""
     if isinstance(config, ControlRun):

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from freerun import config as configs
 from freerun import dataset_cli, elastic
-from freerun.attempt import EXIT_INTERRUPTED, launcher, train
+from freerun.attempt import EXIT_INTERRUPTED, launcher, refuse, train
 from freerun.chaos import command as chaos
 from freerun.checkpoint import JOURNAL, Checkpoints
 from freerun.errors import ConfigError, DeadlineExceeded, ExecutorDied, FreerunError, Stalled
@@ -170,6 +170,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     directory = Path(arguments.dir or Path(config.records.directory) / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}")
     if arguments.restarts:
         return _supervised(["run", arguments.recipe, "--dir", str(directory), *rest], directory, arguments)
+    refuse(config)
     if isinstance(config, ControlRun):
         dataset_cli.prepare(config, Console(stderr=True))
     record = {"recipe": arguments.recipe, "overrides": changes, "config": configs.dump(config)}

@@ -71,6 +71,14 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
     return found
 
 
+def demand(config: Any, what: str, rules: Mapping[str, bool]) -> None:
+    """For `__post_init__`: raises `ConfigError`, which begins with `what`, for a config that breaks one of `rules` (the rule in
+    words, and whether it holds)."""
+    for rule, holds in rules.items():
+        if not holds:
+            raise ConfigError(what, given=config, expected=rule, todo="correct the recipe, or the value on the command line")
+
+
 def nearest(word: str, known: typing.Iterable[str], count: int = 3) -> str:
     """`known` words close to `word` as a phrase, for error messages; all of them if nothing is close and they are few."""
     known = list(known)
@@ -221,7 +229,8 @@ def _describe(kind: Any, now: Any) -> str:
         kinds = _elements(kind)
         number = "any number of values" if _is_endless(kind) else f"{len(kinds)} values"
         names = dict.fromkeys(each.__name__ if isinstance(each, type) else _describe(each, None) for each in kinds)
-        shown = now if isinstance(now, tuple) and now else [EXAMPLES.get(each, "a") for each in (kinds * 2)[: max(2, len(kinds))]]
+        made = [EXAMPLES.get(each, "a") for each in (kinds * 2)[: max(2, len(kinds))]]
+        shown = now if isinstance(now, tuple) and now else made
         return f"{number} of type {' and '.join(names)} with commas between them, such as {','.join(map(str, shown))}"
     return kind.__name__ if isinstance(kind, type) else str(kind)
 
