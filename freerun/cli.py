@@ -189,7 +189,7 @@ def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
     begun = bool(Checkpoints(arguments.dir / "checkpoints").all())
     checkpoint = _newest(arguments.dir) if begun else None
     step = int(checkpoint.name.removeprefix("step-")) if checkpoint is not None else 0
-    files = RunDirectory.resume(arguments.dir, step, because=arguments.because)
+    files = RunDirectory.resume(arguments.dir, step, anew=checkpoint is None, because=arguments.because)
     if mended := journal.mend(arguments.dir / JOURNAL):
         Console(stderr=True).print(f"mended the journal: {mended}", markup=False)
     supervised = arguments.supervised

@@ -247,6 +247,9 @@ class Controller(Program):
 
     # --- evaluation ----------------------------------------------------------------------------------------------------------
 
+    def _is_judged(self) -> bool:
+        return any(record.split == FULL and record.step == self.step for record in self.evaluator.records)
+
     async def _judge_fully(self, amount: int | None) -> None:
         """Evaluate so many held-out problems."""
         num_prompts = self.config.final_eval_prompts if amount is None else amount

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,7 +57,7 @@ def rollouts(**changes) -> ControlRun:
     return run_of(ppo.Config(hidden=(8,)), KEYS, phases=(Phase(env_steps=160),), sources=(), control=control, **changes)
 
 
-def run(config: ControlRun, directory, *, resume: bool = False):
+def run(config: ControlRun, directory, *, resume: bool = False, records: type[Fanout] = Fanout):
     """Run `config` in `directory`; the outcome, and what was measured of each step."""
     checkpoint = None
     if resume:
@@ -63,7 +65,7 @@ def run(config: ControlRun, directory, *, resume: bool = False):
         files = RunDirectory.resume(directory, int(checkpoint.name.removeprefix("step-")))
     else:
         files = RunDirectory.create(directory, {"config": configs.dump(config)})
-    sinks = Fanout([files])
+    sinks = records([files])
     try:
         coroutine = launch_control(config, directory, sinks, checkpoint=checkpoint, began=files.elapsed)
         outcome = asyncio.run(asyncio.wait_for(coroutine, 100))
@@ -245,6 +247,25 @@ def test_a_run_without_environment_steps_has_no_actors_and_is_judged(tmp_path) -
         "trainer",
     }
     assert outcome.evaluations[-1].step == 2
+
+
+class Impatient(Fanout):
+    """Interrupts the run once its first policy is judged."""
+
+    def evaluation(self, record) -> None:
+        super().evaluation(record)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_that_is_resumed_at_its_beginning_is_not_judged_there_again(tmp_path) -> None:
+    stopped, _ = run(run_of(), tmp_path / "run", records=Impatient)
+    assert (stopped.finished, stopped.step, len(stopped.evaluations)) == (False, 0, 1)
+    outcome, _ = run(run_of(), tmp_path / "run", resume=True)
+    assert outcome.evaluations[0] == stopped.evaluations[0]
+    assert [trial.step for trial in outcome.evaluations].count(0) == 1
+    assert [row["step"] for row in read_log(tmp_path / "run" / "evals.jsonl").rows].count(0) == 1
+    unbroken, _ = run(run_of(), tmp_path / "unbroken")
+    assert [trial.returns for trial in outcome.evaluations] == [trial.returns for trial in unbroken.evaluations]
 
 
 @pytest.mark.parametrize("broken", [{"stop": 0}, {"stop": 1}, {"stop": 2}])
