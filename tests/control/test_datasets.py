@@ -371,3 +371,21 @@ def test_a_data_set_that_is_not_there_is_named_for_what_it_was_taken_for(source,
         main(["dataset", "show", source])
     assert ended.value.code == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_data_set_of_the_hub_is_fetched_only_where_that_is_allowed(tmp_path, monkeypatch) -> None:
+    """The hub itself is stood in for by a local folder: what is ours is who is asked, and whether."""
+    there = minari.MinariDataset(write(tmp_path, "freerun/two-v0", episodes(), env=COUNT) / "data")
+    asked = []
+
+    def load_dataset(name, download=False):
+        asked.append((name, download))
+        if not download:
+            raise FileNotFoundError("not found locally")
+        return there
+
+    monkeypatch.setattr(minari, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match="allow the download"):
+        MinariConfig(source="D4RL/two-v0").build()
+    assert same(MinariConfig(source="D4RL/two-v0", download=True).build(), episodes())
+    assert asked == [("D4RL/two-v0", False), ("D4RL/two-v0", True)]

@@ -1,6 +1,7 @@
 """Whole control runs of a second, through the launcher of the command line."""
 
 import asyncio
+import base64
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from freerun.rundir import RunDirectory, read_log
 from freerun.store.mix import Share
 from freerun.store.phases import Phase, Portion
 from freerun.trainer.control_config import ControlTrainerConfig, DatasetConfig, ReplayConfig
+from freerun.watch.report import write_report
 
 ONLINE = (Phase(env_steps=96, start=32, random=32),)
 BOX, KEYS = GymConfig(id=COUNT), GymConfig(id=COUNT_DISCRETE)
@@ -353,3 +355,15 @@ def test_what_is_learned_in_a_second_is_seen_in_the_returns(tmp_path) -> None:
     )
     first, last = outcome.evaluations[0], outcome.evaluations[-1]
     assert last.returns[0] > first.returns[0]
+
+
+def test_the_report_of_a_run_shows_its_policy_in_moving_pictures_of_before_and_after(tmp_path) -> None:
+    env = GymConfig(id="Pendulum-v1", max_steps=8)
+    outcome, _ = run(run_of(env=env, actor=ActorConfig(envs=2, picture_frames=4)), tmp_path / "run")
+    files = [trial.picture for trial in outcome.evaluations if trial.picture]
+    assert len(files) == 2, told(tmp_path / "run", "no picture")
+    page = write_report(tmp_path / "run").read_text()
+    for name in files:
+        picture = (tmp_path / "run" / "pictures" / name).read_bytes()
+        assert b"acTL" in picture, "an animated PNG"
+        assert base64.b64encode(picture).decode() in page
