@@ -109,6 +109,18 @@ def _say_how(error: BaseException, go_on: str) -> None:
         error.add_note(go_on)
 
 
+def refuse(config: RunConfig | ControlRun) -> None:
+    """Raises `ConfigError` or `DataError` for a config that cannot work, before anything is written for its run."""
+    if isinstance(config, ControlRun):
+        from freerun import launch_control
+
+        launch_control.refuse(config)
+    else:
+        from freerun import launch
+
+        launch.refuse(config)
+
+
 def launcher(config: RunConfig | ControlRun) -> Callable[..., Coroutine[Any, Any, Any]]:
     """What runs this kind of config; loaded when it is needed."""
     if isinstance(config, ControlRun):

@@ -6,6 +6,7 @@ freerun resume DIR                             go on from the newest whole check
                                                (both: --restarts N resumes by itself what died)
 freerun scale DIR --actors N                   give a run that goes on more or fewer generators
 freerun eval DIR [--problems N]                held-out accuracy of its newest checkpoint
+freerun eval --suite d4rl-mini                 methods of control on recorded data, by the protocol of D4RL
 freerun report DIR                             write DIR/report.html again
 freerun dataset make ENV                       data sets of control, in the grades of D4RL; see `freerun dataset --help`
 freerun claims [NAME ...]                      run the small experiments on what each paper claims
@@ -25,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from freerun import config as configs
-from freerun import dataset_cli, elastic
-from freerun.attempt import DEATHS, EXIT_INTERRUPTED, launcher, train
+from freerun import dataset_cli, elastic, suite
+from freerun.attempt import DEATHS, EXIT_INTERRUPTED, launcher, refuse, train
 from freerun.chaos import command as chaos
 from freerun.checkpoint import JOURNAL, Checkpoints
 from freerun.errors import ConfigError, FreerunError
@@ -111,8 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         "measure a run's newest checkpoint: held-out accuracy, or returns",
         "Answers and actions are greedy; the problems are the first N of the task's held-out set, the episodes N fixed ones.",
     )
-    evaluate.add_argument("dir", type=Path, help="the run directory")
+    evaluate.add_argument("dir", type=Path, nargs="?", help="the run directory")
     evaluate.add_argument("--problems", type=int, default=256, metavar="N", help="how many problems or episodes (default 256)")
+    suite.add_arguments(evaluate)
     report = command("report", _report, "write the HTML report of a run again", "Works for unfinished and crashed runs too.")
     report.add_argument("dir", type=Path, help="the run directory")
     dataset_cli.add_command(command)
@@ -167,6 +169,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     directory = Path(arguments.dir or Path(config.records.directory) / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}")
     if arguments.restarts:
         return _supervised(["run", arguments.recipe, "--dir", str(directory), *rest], directory, arguments)
+    refuse(config)
     if isinstance(config, ControlRun):
         dataset_cli.prepare(config, Console(stderr=True))
     record = {"recipe": arguments.recipe, "overrides": changes, "config": configs.dump(config)}
@@ -185,7 +188,7 @@ def _resume(arguments: argparse.Namespace, rest: list[str]) -> int:
     begun = bool(Checkpoints(arguments.dir / "checkpoints").all())
     checkpoint = _newest(arguments.dir) if begun else None
     step = int(checkpoint.name.removeprefix("step-")) if checkpoint is not None else 0
-    files = RunDirectory.resume(arguments.dir, step, because=arguments.because)
+    files = RunDirectory.resume(arguments.dir, step, anew=checkpoint is None, because=arguments.because)
     if mended := journal.mend(arguments.dir / JOURNAL):
         Console(stderr=True).print(f"mended the journal: {mended}", markup=False)
     supervised = arguments.supervised
@@ -246,6 +249,18 @@ def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
     from freerun.staging import stored_config
 
     _nothing_left(rest)
+    if arguments.suite is not None and arguments.dir is None:
+        return suite.command(arguments, Console())
+    alone = [
+        f"--{name}" for name in ("methods", "envs", "grades", "seeds", "updates", "out") if vars(arguments)[name] is not None
+    ]
+    if arguments.dir is None or arguments.suite is not None or alone or arguments.problems < 1:
+        raise ConfigError(
+            "nobody knows what to evaluate",
+            given=" ".join(sys.argv[1:]),
+            expected=f"a run directory, with at least one problem; or --suite {suite.SUITE} with its options",
+            todo="see freerun eval --help",
+        )
     config, _ = stored_config(arguments.dir)
     work = launcher(config)(
         config, arguments.dir, Fanout([]), checkpoint=_newest(arguments.dir), evaluate_only=arguments.problems

@@ -25,14 +25,14 @@ from typing import Any
 
 from freerun.checkpoint import needed_after, write_controller
 from freerun.elastic import Elastic
-from freerun.errors import ConfigError
+from freerun.errors import ConfigError, DataError
 from freerun.evaluate import Accuracy, Evaluator
 from freerun.intake import Intake
 from freerun.metrics import Sink
 from freerun.placement.base import ExecutorSpec, Handle, Placement
 from freerun.program import Program, Save
 from freerun.replay import Replay
-from freerun.schedule import FULL, QUICK, ControllerConfig, Stream, check
+from freerun.schedule import FULL, QUICK, ControllerConfig, Stream
 from freerun.store.journal import Journal
 from freerun.tracker import sample_record
 from freerun.types import Example, Group, Prompt, Sampling
@@ -71,7 +71,13 @@ class Controller(Program):
         another: Callable[[int], ExecutorSpec] | None = None,
         exact: bool = False,
     ) -> None:
-        check(config, len(prompts))
+        if not prompts:
+            raise DataError(
+                "the training set is empty",
+                given="0 prompts",
+                expected="at least one prompt",
+                todo="check the task's dataset and its filters",
+            )
         if config.experts and not experts:
             raise ConfigError(
                 "the run has no demonstrations",
@@ -240,6 +246,9 @@ class Controller(Program):
         return self.stopping or not (self.intake.active or self.evaluator.current)
 
     # --- evaluation ----------------------------------------------------------------------------------------------------------
+
+    def _is_judged(self) -> bool:
+        return any(record.split == FULL and record.step == self.step for record in self.evaluator.records)
 
     async def _judge_fully(self, amount: int | None) -> None:
         """Evaluate so many held-out problems."""

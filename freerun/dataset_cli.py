@@ -84,8 +84,11 @@ def _found(source: str) -> Episodes:
     env, _, grade = source.partition("/")
     if env in grades.MAKINGS and (known := [name for name in GRADES if name == grade]):
         return Grade(env=env, grade=known[0]).build()
+    if env in grades.MAKINGS and not Path(source).exists():
+        raise ConfigError(f"no grade '{grade}' of {env}", given=source, expected=", ".join(GRADES), todo="name one of these")
     path = Path(source)
-    return FileConfig(path=source).build() if path.is_file() else MinariConfig(source=source).build()
+    is_file = path.is_file() or path.suffix in (".npz", ".hdf5", ".h5")
+    return FileConfig(path=source).build() if is_file else MinariConfig(source=source).build()
 
 
 def _listed() -> Table:

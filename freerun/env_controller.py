@@ -277,6 +277,9 @@ class EnvController(Program):
             self._judging.add(self.ref.version)
             await self._judge(FULL, num)
 
+    def _is_judged(self) -> bool:
+        return any(trial.split == FULL and trial.step == self.step for trial in self.trials)
+
     async def _judge(self, split: str, num: int) -> None:
         """Play episodes with the newest version, and film one."""
         ref, step, taken = self.ref, self.step, self.collection.taken

@@ -56,6 +56,8 @@ class EnvSchedule:
                 self.max_lag, self.updates, self.ahead, self.lead, self.executor_restarts, self.evaluations, self.max_age or 0
             )
             >= 0,
+            "final_eval_episodes, checkpoint_every >= 0": min(self.final_eval_episodes, self.checkpoint_every) >= 0,
+            "call_deadline, stall_deadline > 0": min(self.call_deadline, self.stall_deadline) > 0,
             "eval_episodes >= 1, if there are evaluations": self.eval_episodes >= 1 or not self.evaluations,
         }
         for rule, holds in rules.items():

@@ -40,6 +40,15 @@ from freerun.weights.channel import Subscriber
 __all__ = ["Outcome", "launch", "refuse_other_config"]
 
 
+def refuse(config: RunConfig) -> None:
+    """Raises `ConfigError` or `DataError` for a config that cannot work, as far as that is seen without writing anything."""
+    fits_value = config.reference_value is not None
+    check(trainer_config(config), config.algorithm, config.control.group_size, config.sampling, fits_value=fits_value)
+    executors(config, placement_kind(config.placement.kind), Path())
+    preload(config)
+    config.task.build()
+
+
 async def launch(
     config: RunConfig,
     run_dir: Path,
@@ -58,8 +67,7 @@ async def launch(
     `resume` and no checkpoint, begin again at step 0 with the finished groups that the run's journal has.
     Everything started here has ended when this returns or raises; if this process is killed, `guardian` sees to it.
     """
-    fits_value = config.reference_value is not None
-    check(trainer_config(config), config.algorithm, config.control.group_size, config.sampling, fits_value=fits_value)
+    refuse(config)
     task = config.task.build()
     data = stages.Data.of(config, task, begins=checkpoint is None)
     journal = None if evaluate_only or not checkpoint_at_end else Journal(run_dir / JOURNAL, behind=True)

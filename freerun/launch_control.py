@@ -31,6 +31,37 @@ BEAT = "beat"
 """Name of the executor that waits, where a round ends by time."""
 
 
+def refuse(config: ControlRun) -> Spaces:
+    """The spaces of the run's environments. Raises `ConfigError` for a config that cannot work, as far as that is seen without
+    writing anything."""
+    env = config.env.build()
+    spaces = env.spaces
+    env.close()
+    algorithm = config.algorithm.build()
+    algorithm.check(spaces)
+    kind = placement_kind(config.placement.kind)
+    preload(config)
+    executors(config, spaces, kind, Path())
+    stored = [source for source in config.sources if isinstance(source, ReplayConfig)]
+    acting = any(phase.env_steps for phase in config.control.phases)
+    if acting and not stored and algorithm.consumes != "rollout" and config.federation is None:
+        raise ConfigError(
+            "actors collect, and the run has no storage for it",
+            given=[source.name for source in config.sources],
+            expected="a ReplayConfig among the sources",
+            todo="add one to `sources` in the recipe",
+        )
+    if not config.sources and not acting:
+        raise ConfigError("a phase has nothing to train on", given="no source", expected="one", todo="correct the recipe")
+    return spaces
+
+
+def preload(config: ControlRun) -> Sequence[str]:
+    """Modules that the executors find imported, see `staging.preloaded`."""
+    classes = (Collector, ControlTrainer, Client, type(config.env), type(config.algorithm))
+    return preloaded(config.placement, {config.trainer.device}, classes)
+
+
 async def launch_control(
     config: ControlRun,
     run_dir: Path,
@@ -49,17 +80,11 @@ async def launch_control(
     without a checkpoint begins again. Everything started here has ended when this returns or raises; if this process is killed,
     `guardian` sees to it.
     """
+    spaces, algorithm = refuse(config), config.algorithm.build()
     for name in missing([s.data for s in config.sources if isinstance(s, DatasetConfig) and isinstance(s.data, Grade)]):
         make(name)
-    env = config.env.build()
-    spaces = env.spaces
-    env.close()
-    algorithm = config.algorithm.build()
-    algorithm.check(spaces)
     kind = placement_kind(config.placement.kind)
-    classes = (Collector, ControlTrainer, Client, type(config.env), type(config.algorithm))
-    preload = preloaded(config.placement, {config.trainer.device}, classes)
-    placement = await open_placement(config.placement, kind, run_dir, guardian, preload=preload)
+    placement = await open_placement(config.placement, kind, run_dir, guardian, preload=preload(config))
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.records.keep_checkpoints)
     saves = checkpoint_at_end and not evaluate_only
     if not evaluate_only:

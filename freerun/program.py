@@ -64,7 +64,7 @@ class Program(ABC):
 
     async def _whole(self) -> None:
         """In one go: between two sets of loops what an executor answers would reach nobody."""
-        if self.step == 0:
+        if self.step == 0 and not self._is_judged():
             await self._judge_fully(None)
         await self._train()
         if self.save is not None:
@@ -148,6 +148,10 @@ class Program(ABC):
     @abstractmethod
     async def _judge_fully(self, amount: int | None) -> None:
         """Judge the newest version, with nothing else going on; None is as much as the config says, which may be nothing."""
+
+    @abstractmethod
+    def _is_judged(self) -> bool:
+        """Whether the policy of this step was judged fully, by the attempt that is resumed."""
 
     @abstractmethod
     def _workers(self) -> list[Coroutine[Any, Any, None]]:

@@ -140,9 +140,12 @@ class RunDirectory:
         return run
 
     @staticmethod
-    def resume(path: Path | str, step: int, *, because: str = "", max_sample_bytes: int = 16 << 20) -> "RunDirectory":
+    def resume(
+        path: Path | str, step: int, *, anew: bool = False, because: str = "", max_sample_bytes: int = 16 << 20
+    ) -> "RunDirectory":
         """Go on with a run whose checkpoint is of `step`: lines of later steps are removed (see the module's docstring).
-        `because` says how the last attempt ended, if that is known.
+        `anew` says that there is none, so that the run begins again, and judges its first policy again. `because` says how the
+        last attempt ended, if that is known.
 
         Raises `RunDirectoryError` if `path` is not a run directory or another process is using it.
         """
@@ -170,7 +173,7 @@ class RunDirectory:
             attempt = {**environment(), "because": because}
             _replace(path / ENVIRONMENT, json.dumps({"attempts": [*attempts, attempt]}, indent=2))
             steps = [row for row in read_log(path / METRICS_LOG).rows if _accepted(row, upto)]
-            elapsed, version = (float(steps[-1]["seconds"]), steps[-1]["version"]) if steps else (0.0, -1)
+            elapsed, version = (float(steps[-1]["seconds"]), steps[-1]["version"]) if steps else (0.0, -1 if anew else 0)
             removed = {
                 name: _keep(path / name, rule)
                 for name, rule in (

@@ -4,10 +4,10 @@ import hashlib
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Generic, TypeVar
 
-from freerun.errors import ConfigError, DataError
+from freerun.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ FULL, QUICK = "heldout", "heldout-quick"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerConfig:
-    """How long, how much per step, and how asynchronous."""
+    """How long, how much per step, and how asynchronous. Raises `ConfigError` for numbers that cannot work."""
 
     steps: int = 100
     """Optimiser steps of the run."""
@@ -65,6 +65,39 @@ class ControllerConfig:
     sample_every: int = 1
     """Record one trajectory of every so many groups."""
 
+    def __post_init__(self) -> None:
+        least = dict.fromkeys(("steps", "groups", "group_size", "window", "publish_every", "stream"), 1)
+        least |= dict.fromkeys(("decode_steps", "sample_every"), 1)
+        least |= dict.fromkeys(("max_lag", "experts", "replay", "replay_age", "retries", "executor_restarts", "max_skips"), 0)
+        least |= dict.fromkeys(("eval_every", "eval_prompts", "final_eval_prompts", "checkpoint_every"), 0)
+        values = asdict(self)
+        for name, limit in least.items():
+            if (value := values[name]) < limit:
+                raise ConfigError(
+                    f"control.{name} is too small", given=value, expected=f"at least {limit}", todo=f"raise --control.{name}"
+                )
+        if not (self.call_deadline > 0 and self.stall_deadline > 0):
+            raise ConfigError(
+                "nobody can answer within no time",
+                given=f"call_deadline {self.call_deadline}, stall_deadline {self.stall_deadline}",
+                expected="control.call_deadline and control.stall_deadline above 0",
+                todo="raise it",
+            )
+        if self.publish_every > self.max_lag + 1:
+            raise ConfigError(
+                "the run would wait for itself: no slot becomes free before the next version is published",
+                given=f"publish_every {self.publish_every}, max_lag {self.max_lag}",
+                expected="publish_every <= max_lag + 1",
+                todo="raise --control.max-lag, or lower --control.publish-every",
+            )
+        if self.stream > self.groups:
+            raise ConfigError(
+                "control.stream is larger than a step",
+                given=f"stream {self.stream}, groups {self.groups}",
+                expected="stream <= groups",
+                todo="lower --control.stream",
+            )
+
 
 class Stream(Generic[T]):
     """A data set without end: epoch after epoch, each a permutation of its own that the seed fixes; or, with `weights`, draws
@@ -86,55 +119,6 @@ class Stream(Generic[T]):
             self._epoch, self._order = epoch, list(range(len(self._data)))
             random.Random(f"{self._seed}/{epoch}").shuffle(self._order)
         return self._data[self._order[offset]]
-
-
-def check(config: ControllerConfig, num_prompts: int) -> None:
-    """Raises `ConfigError` or `DataError` for a combination that cannot work."""
-    if num_prompts == 0:
-        raise DataError(
-            "the training set is empty",
-            given="0 prompts",
-            expected="at least one prompt",
-            todo="check the task's dataset and its filters",
-        )
-    for name, value in (
-        ("steps", config.steps),
-        ("groups", config.groups),
-        ("group_size", config.group_size),
-        ("window", config.window),
-        ("publish_every", config.publish_every),
-        ("stream", config.stream),
-        ("decode_steps", config.decode_steps),
-    ):
-        if value < 1:
-            raise ConfigError(
-                f"control.{name} is too small", given=value, expected="at least 1", todo=f"raise --control.{name}"
-            )
-    for name, value in (
-        ("experts", config.experts),
-        ("replay", config.replay),
-        ("replay_age", config.replay_age),
-        ("retries", config.retries),
-        ("executor_restarts", config.executor_restarts),
-    ):
-        if value < 0:
-            raise ConfigError(
-                f"control.{name} is negative", given=value, expected="0 or more", todo=f"correct --control.{name}"
-            )
-    if config.publish_every > config.max_lag + 1:
-        raise ConfigError(
-            "the run would wait for itself: no slot becomes free before the next version is published",
-            given=f"publish_every {config.publish_every}, max_lag {config.max_lag}",
-            expected="publish_every <= max_lag + 1",
-            todo="raise --control.max-lag, or lower --control.publish-every",
-        )
-    if config.stream > config.groups:
-        raise ConfigError(
-            "control.stream is larger than a step",
-            given=f"stream {config.stream}, groups {config.groups}",
-            expected="stream <= groups",
-            todo="lower --control.stream",
-        )
 
 
 def stream_seed(*parts: int) -> int:

@@ -45,6 +45,14 @@ def test_help_of_a_recipe_lists_every_key_with_its_value(capsys):
         (["run", "tiny-addition", "stray"], "--dotted.key value"),
         (["resume", "no/such/dir"], "not a run directory"),
         (["eval", "no/such/dir"], "not a run directory"),
+        (["eval"], "or --suite d4rl-mini"),
+        (["eval", "no/such/dir", "--seeds", "2"], "a run directory"),
+        (["eval", "no/such/dir", "--suite", "d4rl-mini"], "a run directory"),
+        (["eval", "--suite", "d4rl"], "d4rl-mini"),
+        (["eval", "--suite", "d4rl-mini", "--methods", "sac"], "td3_bc"),
+        (["eval", "--suite", "d4rl-mini", "--envs", "ant"], "pendulum"),
+        (["eval", "--suite", "d4rl-mini", "--grades", "good"], "medium-replay"),
+        (["eval", "--suite", "d4rl-mini", "--seeds", "0"], "at least one seed"),
         (["report", "no/such/dir"], "given"),
         (["resume", "no/such/dir", "--trainer.lr", "1"], "no further arguments"),
     ],
@@ -55,6 +63,34 @@ def test_bad_input_gets_one_error_in_four_parts(words, said, capsys):
     assert said in text
     assert text.count("to do:") == 1
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("tiny-addition --control.steps 0", "control.steps is too small"),
+        ("tiny-addition --control.publish-every 3", "publish_every <= max_lag + 1"),
+        ("tiny-addition --control.group-size 1", "compares siblings"),
+        ("tiny-addition --task.digits 0", "digits"),
+        ("tiny-addition --placement.generators 0", "generators >= 1"),
+        ("tiny-addition --placement.kind inline --weights.transport monarch", "placement monarch"),
+        ("pendulum-sac --control.chunk 0", "chunk, chunks and window >= 1"),
+        ("pendulum-sac --control.call-deadline 0", "call_deadline, stall_deadline > 0"),
+        ("pendulum-sac --trainer.betas 0.9", "such as 0.9,0.999"),
+        ("pendulum-sac --algorithm.gamma 2", "gamma"),
+        ("pendulum-sac --env.id Nowhere-v0", "Nowhere"),
+        ("pendulum-sac --env.id CartPole-v1", "discrete actions"),
+        ("pendulum-sac --actors 0", "actors >= 1"),
+        ("pendulum-sac --scores 1,0", "the second is higher"),
+        ("pendulum-fedfix --control.chunks 2", "cannot be federated"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused_before_anything_is_written(words, said, tmp_path, capsys):
+    code, text = told(capsys, "run", *words.split(), "--dir", str(tmp_path / "run"))
+    assert code == 1
+    assert said in text
+    assert text.count("to do:") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_whose_every_checkpoint_is_damaged_cannot_be_resumed(tmp_path, capsys):

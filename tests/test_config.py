@@ -103,3 +103,70 @@ def test_a_number_written_out_is_read_back(lr, seed):
 def test_reading_configs_imports_no_torch():
     code = "import sys, freerun.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    low: int = 0
+    high: int = 10
+    betas: tuple[float, float] = (0.9, 0.999)
+    widths: tuple[int, ...] = (64, 64)
+    scores: tuple[float, float] | None = None
+    parts: tuple[Inner, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ConfigError("a pair cannot be like this", given=self, expected="low <= high", todo="correct it")
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    pair: Pair = field(default_factory=Pair)
+    inner: Inner | None = field(default_factory=Inner)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "said"),
+    [
+        ("pair.betas", "0.9", "2 values of type float with commas between them, such as 0.9,0.999"),
+        ("pair.betas", "0.9,0.99,0.999", "2 values of type float"),
+        ("pair.betas", "fast,slow", "such as 0.9,0.999"),
+        ("pair.widths", "wide", "any number of values of type int with commas between them, such as 64,64"),
+        ("pair.scores", "3", "2 values of type float with commas between them, such as 0.5,0.5, or none"),
+        ("pair.parts", "one", "recipe function"),
+        ("inner", "1", "Inner, or none"),
+    ],
+)
+def test_a_value_of_several_parts_is_refused_with_how_many_they_are_and_an_example(key, text, said):
+    with pytest.raises(ConfigError) as error:
+        configs.override(Paired(), {key: text})
+    assert said in str(error.value)
+
+
+def test_a_value_of_several_parts_is_read_part_by_part():
+    changed = configs.override(Paired(), {"pair.betas": "0.5, 0.6", "pair.widths": "8", "pair.scores": "-1,1"})
+    assert (changed.pair.betas, changed.pair.widths, changed.pair.scores) == ((0.5, 0.6), (8,), (-1.0, 1.0))
+    assert configs.override(changed, {"pair.widths": "", "pair.scores": "none"}).pair == Pair(betas=(0.5, 0.6), widths=())
+
+
+def test_changes_that_only_fit_together_are_taken_in_any_order():
+    for order in ({"pair.low": "20", "pair.high": "30"}, {"pair.high": "30", "pair.low": "20"}):
+        assert configs.override(Paired(), order).pair == Pair(20, 30)
+
+
+def test_a_section_that_refuses_its_values_says_which_of_them_the_user_gave():
+    with pytest.raises(ConfigError) as error:
+        configs.override(Paired(), {"pair.low": "20", "inner.lr": "1"})
+    assert (error.value.given, error.value.expected) == ("--pair.low 20", "low <= high")
+
+
+def test_a_section_is_not_switched_off_and_changed_at_once():
+    for order in ({"inner": "none", "inner.lr": "1"}, {"inner.lr": "1", "inner": "none"}):
+        with pytest.raises(ConfigError, match="not a section"):
+            configs.override(Paired(), order)
+    assert configs.override(Paired(), {"inner": "none"}).inner is None
+
+
+def test_what_is_not_a_number_is_no_value():
+    with pytest.raises(ConfigError, match="float"):
+        configs.override(Outer(), {"inner.lr": "nan"})

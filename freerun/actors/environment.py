@@ -99,7 +99,8 @@ class ActorConfig:
     """Frames of a picture of the trained policy; 0 makes none."""
 
     def __post_init__(self) -> None:
-        if min(self.envs, self.workers) < 1 or min(self.deadline, self.retries, self.delay_median, self.picture_frames) < 0:
+        others = (self.deadline, self.retries, self.delay_median, self.delay_sigma, self.picture_frames)
+        if min(self.envs, self.workers) < 1 or min(others) < 0:
             raise ConfigError(
                 "an actor cannot run its environments like this",
                 given=self,

@@ -65,9 +65,34 @@ def _read(path: Path) -> Episodes:
         arrays = read_hdf5(path)
     if "observations" in arrays:
         return from_d4rl(path.stem, arrays)
-    about = json.loads(str(arrays["about"])) if "about" in arrays else {}
-    columns = {name: torch.from_numpy(arrays[name]) for name in OWN if name in arrays}
-    return Episodes(name=path.stem, columns=columns, about=about)
+    about = _about(path, arrays["about"]) if "about" in arrays else {}
+    found = {name: _numbers(path.stem, name, arrays[name]) for name in OWN if name in arrays}
+    return Episodes(name=path.stem, columns={name: torch.from_numpy(array) for name, array in found.items()}, about=about)
+
+
+def _about(path: Path, text: np.ndarray) -> dict[str, Any]:
+    """What is known about a data set of ours."""
+    try:
+        about = json.loads(str(text))
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path.stem, "about", f"{type(error).__name__}: {error}", "JSON") from error
+    if not isinstance(about, dict):
+        raise _unreadable(path.stem, "about", str(text)[:80], "a JSON object")
+    return about
+
+
+def _numbers(name: str, field: str, value: Any) -> np.ndarray:
+    """An array with a row for each transition."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise _unreadable(name, field, f"values of type {array.dtype}", "numbers")
+    if not array.ndim:
+        raise _unreadable(name, field, "a single number", "one value for each transition")
+    return array
+
+
+def _unreadable(name: str, field: str, given: object, expected: str) -> DataError:
+    return DataError(f"data set '{name}', field '{field}' cannot be read", given=given, expected=expected, todo="mend it")
 
 
 def write_npz(path: Path, episodes: Episodes) -> None:
@@ -82,22 +107,22 @@ def write_npz(path: Path, episodes: Episodes) -> None:
 def from_d4rl(name: str, arrays: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> Episodes:
     """Episodes from flat arrays with D4RL's names. Raises `DataError` naming the array, or the episode and field, that does not
     fit."""
-    found = {key: np.asarray(arrays[key]) for key in ("observations", "actions", "rewards", "terminals") if key in arrays}
+    found = {
+        key: _numbers(name, key, arrays[key]) for key in ("observations", "actions", "rewards", "terminals") if key in arrays
+    }
     if missing := [key for key in ("observations", "actions", "rewards", "terminals") if key not in found]:
         raise DataError(f"data set '{name}' lacks an array", given=sorted(arrays), expected=missing[0], todo="add it")
     num = len(found["rewards"])
-    found["timeouts"] = np.asarray(arrays.get("timeouts", np.zeros(num, bool)))
+    found["timeouts"] = _numbers(name, "timeouts", arrays.get("timeouts", np.zeros(num, bool)))
     if "next_observations" in arrays:
-        found["next_observations"] = np.asarray(arrays["next_observations"])
+        found["next_observations"] = _numbers(name, "next_observations", arrays["next_observations"])
     for key, array in found.items():
-        if array.dtype.kind not in "biuf":
-            raise DataError(
-                f"data set '{name}', field '{key}' has no numbers", given=array.dtype, expected="real", todo="mend it"
-            )
         if len(array) != num:
             raise DataError(
                 f"data set '{name}', field '{key}' is misaligned", given=f"{len(array)} rows", expected=num, todo="mend it"
             )
+    if not num:
+        raise _unreadable(name, "rewards", "no transition", "at least one")
     obs_R = torch.from_numpy(_single(found["observations"]))
     ended_R = torch.from_numpy(found["terminals"].astype(bool))
     cut_R = torch.from_numpy(found["timeouts"].astype(bool)) & ~ended_R
@@ -121,6 +146,9 @@ def from_d4rl(name: str, arrays: Mapping[str, Any], about: Mapping[str, Any] | N
         keep_R = ~(over_R & ~ended_R)
         # The step before the one that is left out is now the last: it is where the episode was cut.
         columns["truncated"] = torch.cat([(over_R & ~ended_R)[1:], torch.zeros(1, dtype=torch.bool)]) & keep_R
+    if not bool(keep_R.any()):
+        given = "episodes of one step that did not terminate"
+        raise _unreadable(name, "next_observations", given, "what was seen after them, or longer episodes")
     columns = {key: column[keep_R] for key, column in columns.items()}
     _, counts = torch.unique_consecutive(columns["episode"], return_counts=True)
     columns["episode"] = torch.repeat_interleave(torch.arange(len(counts)), counts)

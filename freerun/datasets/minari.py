@@ -5,6 +5,7 @@ Shapes: T steps of an episode, whose observations are T + 1.
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -164,11 +165,42 @@ def _acted(actions: Any, space: "kinds.Space", source: str) -> np.ndarray:
     )
 
 
+def _check_fit(episodes: Episodes, world: "gymnasium.Env") -> None:
+    """Raises `DataError` for episodes that `world` cannot have made."""
+    seen, acted = world.observation_space, world.action_space
+    obs, action = episodes.columns["obs"], episodes.columns["action"]
+    discrete = isinstance(acted, kinds.Discrete)
+    shape = () if discrete else acted.shape
+    if seen.shape != obs.shape[1:] or shape != action.shape[1:] or discrete == action.is_floating_point():
+        raise DataError(
+            f"data set '{episodes.name}' is of another environment",
+            given=f"observations {tuple(obs.shape[1:])}, actions {tuple(action.shape[1:])} of {action.dtype}",
+            expected=f"{seen} and {acted}",
+            todo="name the environment that it was recorded in",
+        )
+
+
 def write(folder: Path, dataset_id: str, episodes: Episodes, *, env: str, about: str = "") -> Path:
     """Write `episodes`, of the Gymnasium environment `env`, as the Minari data set `dataset_id` below `folder`; returns where
-    it is. Actions are scaled to the environment's bounds."""
-    world = gymnasium.make(env)
+    it is. Actions are scaled to the environment's bounds.
+
+    Raises `ConfigError` for an environment, an id or a place that cannot be, `DataError` for episodes of another environment.
+    """
+    if not re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", dataset_id) or (folder / dataset_id).exists():
+        raise ConfigError(
+            "a Minari data set cannot be written under this id",
+            given=f"{dataset_id} in {folder}",
+            expected="NAME-v0 or NAMESPACE/NAME-v0, with any number, that is not there yet",
+            todo="choose another id or folder",
+        )
+    try:
+        world = gymnasium.make(env)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise ConfigError(
+            "the environment of a data set cannot be made", given=f"{env}: {error}", expected="an id", todo="correct it"
+        ) from error
     space, buffers = world.action_space, []
+    _check_fit(episodes, world)
     obs, next_obs, action = (episodes.split(name) for name in ("obs", "next_obs", "action"))
     terminated, truncated = episodes.split("terminated"), episodes.split("truncated")
     for i, reward in enumerate(episodes.split("reward")):
@@ -189,6 +221,12 @@ def write(folder: Path, dataset_id: str, episodes: Episodes, *, env: str, about:
             )
         )
     scores = episodes.scores
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            "a data set cannot be written there", given=error, expected="a folder, or room for one", todo="choose another"
+        ) from error
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
     try:
@@ -204,6 +242,7 @@ def write(folder: Path, dataset_id: str, episodes: Episodes, *, env: str, about:
                 ref_max_score=scores[1] if scores else None,
                 description=about or f"{episodes.name}, written by Freerun",
                 data_format="hdf5",
+                jpeg_encoding=False,  # which would change pixels
             )
     finally:
         world.close()

@@ -12,6 +12,7 @@ from typing import Literal
 from freerun import discovery, recipes
 from freerun.actors.generator import GeneratorConfig
 from freerun.algorithms.base import AlgorithmConfig
+from freerun.config import demand
 from freerun.errors import ConfigError
 from freerun.models.base import ModelConfig
 from freerun.rewards.pool import RewardConfig
@@ -48,6 +49,10 @@ class PlacementConfig:
     pin: bool = True
     """Give executors that share a CPU disjoint cores."""
 
+    def __post_init__(self) -> None:
+        rules = {"generators >= 1": self.generators >= 1, "threads >= 0": self.threads >= 0}
+        demand(self, "executors cannot be placed like this", rules)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsConfig:
@@ -81,6 +86,11 @@ class WarmStartConfig:
     """Share of the steps that keep it; over the others it falls linearly to 0."""
 
     def __post_init__(self) -> None:
+        rules = {
+            "steps, batch >= 1": min(self.steps, self.batch) >= 1,
+            "lr, warmup_steps >= 0": min(self.lr, self.warmup_steps) >= 0,
+        }
+        demand(self, "a supervised stage cannot go like this", rules)
         if not 0.0 <= self.hold <= 1.0:
             raise ConfigError(
                 "the warm start cannot keep its learning rate for such a share of its steps",
@@ -127,6 +137,9 @@ class RecordsConfig:
     """Also write TensorBoard event files into the run directory."""
     wandb: str = ""
     """Weights & Biases project to log to; empty is off."""
+
+    def __post_init__(self) -> None:
+        demand(self, "a run cannot be recorded like this", {"keep_checkpoints >= 1": self.keep_checkpoints >= 1})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

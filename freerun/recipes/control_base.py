@@ -5,6 +5,7 @@ from typing import Literal
 
 from freerun.actors.environment import ActorConfig, EnvConfig
 from freerun.algorithms.control_base import ControlConfig
+from freerun.config import demand
 from freerun.env_schedule import EnvSchedule
 from freerun.errors import ConfigError
 from freerun.recipes.base import PlacementConfig, RecordsConfig, WeightsConfig
@@ -94,3 +95,17 @@ class ControlRun:
     """What is written."""
     seed: int = 0
     """Seed of everything: episodes, exploration, sampling, initial weights."""
+
+    def __post_init__(self) -> None:
+        names, phases = [source.name for source in self.sources], self.control.phases
+        unknown = sorted({portion.source for phase in phases for portion in phase.sources} - set(names))
+        demand(
+            self,
+            "a control run cannot be like this",
+            {
+                "actors >= 1": self.actors >= 1,
+                "sources of different names": len(set(names)) == len(names),
+                f"sources for what phases draw from: {', '.join(unknown)}": not unknown,
+                "scores of which the second is higher": self.scores is None or self.scores[0] < self.scores[1],
+            },
+        )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from freerun.config import demand
 from freerun.datasets.base import EpisodesConfig
 from freerun.errors import ConfigError
 from freerun.store.selectors import SelectorConfig, Uniform
@@ -25,6 +26,10 @@ class ReplayConfig:
     mapped: bool = False
     """Keep the rows in memory-mapped files of the run directory, for what does not fit into memory."""
 
+    def __post_init__(self) -> None:
+        rules = {"capacity, steps >= 1": min(self.capacity, self.steps) >= 1, "0 <= correction <= 1": 0 <= self.correction <= 1}
+        demand(self, "a replay storage cannot be like this", rules)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetConfig:
@@ -42,6 +47,14 @@ class DatasetConfig:
     """Steps of a target."""
     best_share: float = 1.0
     """Keep only this share of the episodes, those with the highest returns."""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "steps >= 1": self.steps >= 1,
+            "0 <= correction <= 1": 0 <= self.correction <= 1,
+            "0 < best_share <= 1": 0 < self.best_share <= 1,
+        }
+        demand(self, "a data set cannot be read like this", rules)
 
 
 SourceConfig: TypeAlias = ReplayConfig | DatasetConfig

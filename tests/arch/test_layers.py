@@ -20,7 +20,7 @@ LAYERS = {
     **dict.fromkeys(["env_schedule", "env_controller", "collection", "federation"], 4),
     **dict.fromkeys(["rundir", "environment", "runlock"], 4),
     **dict.fromkeys(["cli", "attempt", "launch", "launch_control", "clients", "dataset_cli", "staging", "stages"], 5),
-    **dict.fromkeys(["discovery", "supervise", "chaos", "tasks", "recipes", "claims", "plan", "watch"], 5),
+    **dict.fromkeys(["discovery", "suite", "supervise", "chaos", "tasks", "recipes", "claims", "plan", "watch"], 5),
 }
 
 PROTOCOLS = {"freerun.placement.base", "freerun.weights.channel", "freerun.actors.engine"}
@@ -48,6 +48,7 @@ HOMES = {
         "cli.py",
         "attempt.py",
         "dataset_cli.py",
+        "suite.py",
         "chaos/show.py",
         "chaos/command.py",
         "claims/show.py",

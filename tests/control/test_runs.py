@@ -1,8 +1,11 @@
 """Whole control runs of a second, through the launcher of the command line."""
 
 import asyncio
+import base64
 import json
+import os
 import shutil
+import signal
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +29,7 @@ from freerun.rundir import RunDirectory, read_log
 from freerun.store.mix import Share
 from freerun.store.phases import Phase, Portion
 from freerun.trainer.control_config import ControlTrainerConfig, DatasetConfig, ReplayConfig
+from freerun.watch.report import write_report
 
 ONLINE = (Phase(env_steps=96, start=32, random=32),)
 BOX, KEYS = GymConfig(id=COUNT), GymConfig(id=COUNT_DISCRETE)
@@ -55,7 +59,7 @@ def rollouts(**changes) -> ControlRun:
     return run_of(ppo.Config(hidden=(8,)), KEYS, phases=(Phase(env_steps=160),), sources=(), control=control, **changes)
 
 
-def run(config: ControlRun, directory, *, resume: bool = False):
+def run(config: ControlRun, directory, *, resume: bool = False, records: type[Fanout] = Fanout):
     """Run `config` in `directory`; the outcome, and what was measured of each step."""
     checkpoint = None
     if resume:
@@ -63,7 +67,7 @@ def run(config: ControlRun, directory, *, resume: bool = False):
         files = RunDirectory.resume(directory, int(checkpoint.name.removeprefix("step-")))
     else:
         files = RunDirectory.create(directory, {"config": configs.dump(config)})
-    sinks = Fanout([files])
+    sinks = records([files])
     try:
         coroutine = launch_control(config, directory, sinks, checkpoint=checkpoint, began=files.elapsed)
         outcome = asyncio.run(asyncio.wait_for(coroutine, 100))
@@ -247,6 +251,25 @@ def test_a_run_without_environment_steps_has_no_actors_and_is_judged(tmp_path) -
     assert outcome.evaluations[-1].step == 2
 
 
+class Impatient(Fanout):
+    """Interrupts the run once its first policy is judged."""
+
+    def evaluation(self, record) -> None:
+        super().evaluation(record)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_that_is_resumed_at_its_beginning_is_not_judged_there_again(tmp_path) -> None:
+    stopped, _ = run(run_of(), tmp_path / "run", records=Impatient)
+    assert (stopped.finished, stopped.step, len(stopped.evaluations)) == (False, 0, 1)
+    outcome, _ = run(run_of(), tmp_path / "run", resume=True)
+    assert outcome.evaluations[0] == stopped.evaluations[0]
+    assert [trial.step for trial in outcome.evaluations].count(0) == 1
+    assert [row["step"] for row in read_log(tmp_path / "run" / "evals.jsonl").rows].count(0) == 1
+    unbroken, _ = run(run_of(), tmp_path / "unbroken")
+    assert [trial.returns for trial in outcome.evaluations] == [trial.returns for trial in unbroken.evaluations]
+
+
 @pytest.mark.parametrize("broken", [{"stop": 0}, {"stop": 1}, {"stop": 2}])
 def test_a_run_of_phases_resumes_in_any_of_them(broken, tmp_path) -> None:
     phases = (Phase(name="offline", updates=24), Phase(name="online", env_steps=48, utd=1.0))
@@ -332,3 +355,15 @@ def test_what_is_learned_in_a_second_is_seen_in_the_returns(tmp_path) -> None:
     )
     first, last = outcome.evaluations[0], outcome.evaluations[-1]
     assert last.returns[0] > first.returns[0]
+
+
+def test_the_report_of_a_run_shows_its_policy_in_moving_pictures_of_before_and_after(tmp_path) -> None:
+    env = GymConfig(id="Pendulum-v1", max_steps=8)
+    outcome, _ = run(run_of(env=env, actor=ActorConfig(envs=2, picture_frames=4)), tmp_path / "run")
+    files = [trial.picture for trial in outcome.evaluations if trial.picture]
+    assert len(files) == 2, told(tmp_path / "run", "no picture")
+    page = write_report(tmp_path / "run").read_text()
+    for name in files:
+        picture = (tmp_path / "run" / "pictures" / name).read_bytes()
+        assert b"acTL" in picture, "an animated PNG"
+        assert base64.b64encode(picture).decode() in page
