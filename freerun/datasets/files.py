@@ -43,7 +43,7 @@ class FileConfig:
             raise DataError(
                 f"data set '{path.stem}' cannot be read",
                 given=f"{path}: {type(error).__name__}: {error}",
-                expected="a whole file with our columns or D4RL's",
+                expected="a whole file of plain arrays, our columns or D4RL's",
                 todo="mend the data set, or get it again",
             ) from error
 

@@ -21,9 +21,7 @@ from freerun.datasets.grades import GRADES, Grade
 from freerun.datasets.minari import write
 from freerun.errors import ConfigError, DataError, FreerunError
 from freerun.tasks import grades
-
-LENGTHS = (3, 2)
-"""Of the two episodes: the first terminates, the second is cut."""
+from tests.control.recorded import LENGTHS, columns, episodes, same
 
 
 def run(*arguments: str) -> None:
@@ -31,32 +29,6 @@ def run(*arguments: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 0
-
-
-def columns() -> dict[str, torch.Tensor]:
-    """Two episodes whose observations count."""
-    seen = torch.arange(7.0)
-    first, after = torch.tensor([0, 1, 2, 4, 5]), torch.tensor([1, 2, 3, 5, 6])
-    ended, cut = torch.zeros(5, dtype=torch.bool), torch.zeros(5, dtype=torch.bool)
-    ended[2] = cut[4] = True
-    return {
-        "obs": seen[first][:, None],
-        "next_obs": seen[after][:, None],
-        "action": torch.tensor([[0.5], [-0.5], [1.0], [-1.0], [0.0]]),
-        "reward": torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]),
-        "terminated": ended,
-        "truncated": cut,
-        "episode": torch.tensor([0, 0, 0, 1, 1]),
-        "step": torch.tensor([0, 1, 2, 0, 1], dtype=torch.int32),
-    }
-
-
-def episodes(**changed: torch.Tensor) -> Episodes:
-    return Episodes(name="two", columns=columns() | changed)
-
-
-def same(a: Episodes, b: Episodes, names: tuple[str, ...] = tuple(columns())) -> bool:
-    return all(torch.equal(a.columns[name], b.columns[name]) for name in names)
 
 
 def with_value(name: str, row: int, value: float | bool) -> dict[str, torch.Tensor]:
@@ -389,89 +361,3 @@ def test_a_data_set_is_shown_and_exported_on_the_command_line(tmp_path, capsys) 
     assert "2, of 2 to 3 steps" in capsys.readouterr().out
     run("dataset", "export", str(tmp_path / "two.npz"), str(tmp_path / "out"), "--id", "freerun/two-v0")
     assert same(MinariConfig(source=str(tmp_path / "out" / "freerun" / "two-v0")).build(), made)
-
-
-D4RL = {
-    "observations": np.zeros((2, 1)),
-    "actions": np.zeros((2, 1)),
-    "rewards": np.zeros(2),
-    "terminals": np.array([False, True]),
-}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "said"),
-    [
-        ({**D4RL, "observations": np.array([None, 1], dtype=object)}, "plain arrays"),
-        ({**D4RL, "rewards": np.array(["a", "b"])}, "field 'rewards' cannot be read"),
-        ({**D4RL, "rewards": np.array(1.0)}, "one value for each transition"),
-        ({**D4RL, "rewards": np.zeros(0)}, "field"),
-        ({name: array[:0] for name, array in D4RL.items()}, "at least one"),
-        ({**{name: array[:1] for name, array in D4RL.items()}, "terminals": np.array([False])}, "longer episodes"),
-        ({"about": np.array("{")}, "field 'about' cannot be read"),
-        ({"about": np.array("[]")}, "a JSON object"),
-        ({"obs": np.array(["a"])}, "field 'obs' cannot be read"),
-        ({}, "field 'obs' cannot be used"),
-    ],
-)
-def test_arrays_that_are_no_data_set_are_refused_by_name(arrays, said, tmp_path) -> None:
-    np.savez(tmp_path / "made.npz", **arrays)
-    with pytest.raises(DataError, match=said):
-        FileConfig(path=str(tmp_path / "made.npz")).build()
-
-
-@pytest.mark.parametrize("content", [b"", b"no archive at all", b"PK\x03\x04 torn"])
-def test_a_file_that_only_looks_like_one_of_ours_is_refused(content, tmp_path) -> None:
-    (tmp_path / "made.npz").write_bytes(content)
-    with pytest.raises(DataError, match="no data set"):
-        FileConfig(path=str(tmp_path / "made.npz")).build()
-
-
-@pytest.mark.parametrize(
-    ("env", "dataset_id", "said"),
-    [
-        ("Nowhere-v0", "freerun/two-v0", "cannot be made"),
-        (COUNT_DISCRETE, "freerun/two-v0", "of another environment"),
-        (COUNT, "two", "under this id"),
-        (COUNT, "freerun/there-v0", "not there yet"),
-    ],
-)
-def test_an_export_that_cannot_be_is_refused_before_anything_is_written(env, dataset_id, said, tmp_path) -> None:
-    (tmp_path / "freerun" / "there-v0").mkdir(parents=True)
-    with pytest.raises(FreerunError, match=said):
-        write(tmp_path, dataset_id, episodes(), env=env)
-    assert not (tmp_path / "freerun" / "two-v0").exists()
-
-
-def test_a_place_where_no_folder_can_be_is_refused(tmp_path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(FreerunError, match="cannot be written there"):
-        write(tmp_path / "file" / "below", "freerun/two-v0", episodes(), env=COUNT)
-
-
-@pytest.mark.parametrize(
-    ("source", "said"), [("gone.npz", "not found"), ("pendulum/good", "medium-replay"), ("gone", "not here")]
-)
-def test_a_data_set_that_is_not_there_is_named_for_what_it_was_taken_for(source, said, capsys) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["dataset", "show", source])
-    assert ended.value.code == 1
-    assert said in capsys.readouterr().err
-
-
-def test_a_data_set_of_the_hub_is_fetched_only_where_that_is_allowed(tmp_path, monkeypatch) -> None:
-    """The hub itself is stood in for by a local folder: what is ours is who is asked, and whether."""
-    there = minari.MinariDataset(write(tmp_path, "freerun/two-v0", episodes(), env=COUNT) / "data")
-    asked = []
-
-    def load_dataset(name, download=False):
-        asked.append((name, download))
-        if not download:
-            raise FileNotFoundError("not found locally")
-        return there
-
-    monkeypatch.setattr(minari, "load_dataset", load_dataset)
-    with pytest.raises(DataError, match="allow the download"):
-        MinariConfig(source="D4RL/two-v0").build()
-    assert same(MinariConfig(source="D4RL/two-v0", download=True).build(), episodes())
-    assert asked == [("D4RL/two-v0", False), ("D4RL/two-v0", True)]
