@@ -1,4 +1,4 @@
-"""CISPO on two-digit addition, four steps stale: weights up to five, and no token without a gradient."""
+"""CISPO on two-digit addition, two steps stale: weights up to five, and no token without a gradient."""
 
 from dataclasses import replace
 
@@ -9,4 +9,4 @@ from freerun.recipes.base import RunConfig
 
 def recipe() -> RunConfig:
     base = tiny_addition.recipe()
-    return replace(base, algorithm=cispo.Config(clip_high=4.0), control=replace(base.control, max_lag=4))
+    return replace(base, algorithm=cispo.Config(clip_high=4.0), control=replace(base.control, max_lag=2))

@@ -1,4 +1,4 @@
-"""Decoupled PPO on two-digit addition, four steps stale: a clip around the start of the update, and a weight for the lag.
+"""Decoupled PPO on two-digit addition, two steps stale: a clip around the start of the update, and a weight for the lag.
 
 Four minibatches a batch, as in the paper; with one, the clip has nothing to do. `--algorithm.proximal interpolated` saves the
 forward pass that the start of the update costs.
@@ -16,6 +16,6 @@ def recipe() -> RunConfig:
     return replace(
         base,
         algorithm=decoupled_ppo.Config(),
-        control=replace(base.control, max_lag=4),
+        control=replace(base.control, max_lag=2),
         trainer=replace(base.trainer, minibatches=4),
     )

@@ -1,4 +1,4 @@
-"""RED-Drop on two-digit addition, up to four steps off-policy: failures are dropped until they are no more than successes."""
+"""RED-Drop on two-digit addition, up to one step off-policy: failures are dropped until they are no more than successes."""
 
 from dataclasses import replace
 
@@ -12,5 +12,4 @@ def recipe() -> RunConfig:
     return replace(
         base,
         algorithm=red.Config(),
-        control=replace(base.control, max_lag=4),
     )

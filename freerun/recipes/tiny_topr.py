@@ -1,4 +1,4 @@
-"""TOPR on two-digit addition, up to four steps off-policy: wrong answers count -1, tapered by how likely they still are."""
+"""TOPR on two-digit addition, up to two steps off-policy: wrong answers count -1, tapered by how likely they still are."""
 
 from dataclasses import replace
 
@@ -13,5 +13,5 @@ def recipe() -> RunConfig:
         base,
         # The verifier says 0 and 1.
         algorithm=topr.Config(rewards="zero_one"),
-        control=replace(base.control, max_lag=4),
+        control=replace(base.control, max_lag=2),
     )
