@@ -70,9 +70,11 @@ def faults(data: dict[str, Any]) -> str:
         ]
         text += row(target, *cells)
     return text + (
-        f"\n{data['cpu']}, {data['cores_allowed']} cores that were shared with other work, Python {data['python']}, torch "
+        f"\n{data['cpu']}, {data['cores_allowed']} core(s) shared with other work, Python {data['python']}, torch "
         f"{data['packages'].get('torch')}, torchmonarch {data['packages'].get('torchmonarch')}, commit {data['commit'][:12]}, "
-        f"{data['started'][:10]}. What takes time is the start of a process that imports torch and transformers.\n"
+        f"{data['started'][:10]}. Executors were forked from a process that had "
+        "imported everything (`--placement.preload true`), as the harness has it; without that each start takes the seconds that "
+        "importing torch and transformers does.\n"
     )
 
 
