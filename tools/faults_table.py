@@ -72,8 +72,8 @@ def faults(data: dict[str, Any]) -> str:
     return text + (
         f"\n{data['cpu']}, {data['cores_allowed']} core(s) shared with other work, Python {data['python']}, torch "
         f"{data['packages'].get('torch')}, torchmonarch {data['packages'].get('torchmonarch')}, commit {data['commit'][:12]}, "
-        f"{data['started'][:10]}. Executors were forked from a process that had imported everything (`--placement.preload true`), as the "
-        "harness has it; without that each start takes the seconds that importing torch and transformers does.\n"
+        f"{data['started'][:10]}. Executors were forked from a process that had imported everything (`--placement.preload "
+        "true`), as the harness has it; without that each start takes the seconds that importing torch and transformers does.\n"
     )
 
 
