@@ -11,7 +11,6 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -40,29 +39,21 @@ class Numbered(Digits):
 
 
 class Log:
-    """Lines of JSON in `log.jsonl`, each written at once; and a sink that writes what each step trained on."""
+    """Lines of JSON in `log.jsonl`, each written at once; and a sink that writes what each step left, and then each group that
+    it trained on: all of it before the step can be in a checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self._file = (folder / "log.jsonl").open("a", buffering=1)
-        self._trained: dict[int, list[str]] = {}
-        self._step: Any = None
 
     def write(self, **fields: object) -> None:
         self._file.write(json.dumps({"attempt": os.getpid(), **fields}) + "\n")
 
     def step(self, record) -> None:
-        self._close()
-        self._step = record
+        kept = {k: v for k, v in record.metrics.items() if k.startswith(("loss/", "grad_norm", "reward/", "ratio/"))}
+        self.write(step=record.step, trained=[], state=hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest())
 
     def sample(self, record) -> None:
-        self._trained.setdefault(record.step, []).append(record.uid)
-
-    def _close(self) -> None:
-        if self._step is not None:
-            kept = {k: v for k, v in self._step.metrics.items() if k.startswith(("loss/", "grad_norm", "reward/", "ratio/"))}
-            state = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-            self.write(step=self._step.step, trained=sorted(self._trained.pop(self._step.step)), state=state)
-            self._step = None
+        self.write(also=record.uid, of=record.step)
 
     def event(self, record) -> None: ...
 
@@ -70,8 +61,7 @@ class Log:
 
     def status(self, record) -> None: ...
 
-    def close(self) -> None:
-        self._close()
+    def close(self) -> None: ...
 
 
 def main() -> None:

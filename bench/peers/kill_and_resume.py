@@ -56,8 +56,14 @@ def attempt(command: list[str], folder: Path, pause: float | None) -> int:
 
 
 def surviving(folder: Path) -> dict[int, dict[str, Any]]:
-    """Of each step, the last time that it was made."""
-    return {row["step"]: row for row in rows(folder) if "step" in row}
+    """Of each step, the last time that it was made, with the prompts that it trained on."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in rows(folder):
+        if "step" in row:
+            found[row["step"]] = row
+        elif "also" in row:
+            found[row["of"]]["trained"].append(row["also"])
+    return found
 
 
 def test(command: list[str], kills: int, seed: int) -> dict[str, Any]:
