@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,27 +23,41 @@ def children(marker: str) -> list[int]:
     return found
 
 
+class Run(subprocess.Popen):
+    """A command whose output goes to a file, since a pipe that nobody reads stops it as soon as it is full."""
+
+    def __init__(self, line: list[str], environment: dict[str, str]) -> None:
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process
+        super().__init__(line, stdout=self._output, stderr=subprocess.STDOUT, text=True, env=environment)
+
+    def communicate(self, input: None = None, timeout: float | None = None) -> tuple[str, None]:
+        """Its output, when it has ended."""
+        self.wait(timeout)
+        self._output.seek(0)
+        with self._output:
+            return self._output.read(), None
+
+
 STEPS, GROUPS = 300, 4
 """Of the run that `start` starts."""
 
 
-def start(directory: Path, marker: str, *more: str) -> subprocess.Popen:
+def start(directory: Path, marker: str, *more: str) -> Run:
     """`freerun run tiny-faults` under Monarch, for some seconds."""
     settings = ["--placement.kind", "monarch", "--control.steps", str(STEPS), *more]
     return command(marker, "run", "tiny-faults", "--plain", "--dir", str(directory), *settings)
 
 
-def start_with_warm_start(directory: Path, marker: str) -> subprocess.Popen:
+def start_with_warm_start(directory: Path, marker: str) -> Run:
     """`freerun run tiny-addition` under Monarch, which has a stage before RL."""
     settings = ["--placement.kind", "monarch", "--warm_start.steps", "20", "--control.final_eval_prompts", "32"]
     return command(marker, "run", "tiny-addition", "--plain", "--dir", str(directory), *settings)
 
 
-def command(marker: str, *words: str) -> subprocess.Popen:
+def command(marker: str, *words: str) -> Run:
     """`freerun WORDS`, whose processes all carry `marker`."""
     environment = {**os.environ, "FREERUN_TEST_MARKER": marker, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "freerun.cli", *words]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return Run([sys.executable, "-m", "freerun.cli", *words], environment)
 
 
 def wait_until(condition, seconds):
