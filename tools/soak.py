@@ -3,8 +3,8 @@
     .venv/bin/python tools/soak.py                       tiny-addition for 20 minutes
     .venv/bin/python tools/soak.py --minutes 5 --recipe tiny-faults [--KEY VALUE ...]
 
-Every executor has a process of its own, on Linux. Each process's proportional set size (its share of what it shares) and open
-files are read every five seconds. Exit status 1 if a process grew by more than a tenth in the second half.
+Every executor has a process of its own, on Linux. Each process's own memory (anonymous, and its share of shared memory; files
+that are mapped are left out, because their share depends on who else maps them) and open files are read every five seconds. Exit status 1 if a process grew by more than a tenth in the second half.
 """
 
 import argparse
@@ -46,8 +46,8 @@ def name(folder: Path) -> str:
 def look(pid: int) -> tuple[float, int]:
     """Megabytes and open files of a process."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return kilobytes / 1024, len(os.listdir(f"/proc/{pid}/fd"))
+    kinds = {line.split()[0]: int(line.split()[1]) for line in lines if line.startswith("Pss_")}
+    return (kinds["Pss_Anon:"] + kinds["Pss_Shmem:"]) / 1024, len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def slope(points: list[tuple[float, float]]) -> float:
@@ -68,7 +68,7 @@ def watched(command: list[str], minutes: float) -> dict[str, list[tuple[float, f
             for who, pid in processes(mark).items():
                 try:
                     seen.setdefault(who, []).append((now, *look(pid)))
-                except (OSError, StopIteration):
+                except (OSError, KeyError):
                     continue  # ended meanwhile
             time.sleep(PERIOD)
         run.send_signal(signal.SIGTERM)
