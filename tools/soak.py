@@ -3,8 +3,9 @@
     .venv/bin/python tools/soak.py                       tiny-addition for 20 minutes
     .venv/bin/python tools/soak.py --minutes 5 --recipe tiny-faults [--KEY VALUE ...]
 
-Every executor has a process of its own, on Linux. Each process's own memory (anonymous, and its share of shared memory; files
-that are mapped are left out, because their share depends on who else maps them) and open files are read every five seconds. Exit status 1 if a process grew by more than a tenth in the second half.
+Every executor has a process of its own, on Linux. Each process's own memory (anonymous, and its share of shared memory; mapped
+files are left out, because a share of them depends on who else maps them) and open files are read every five seconds. Exit
+status 1 if a process grew by more than a tenth in the second half.
 """
 
 import argparse
