@@ -112,8 +112,8 @@ def soak(data: dict[str, Any]) -> str:
     """Memory over time."""
     text = (
         f"\n## Memory\n\n`freerun run {data['recipe']}` for {data['minutes']:g} minutes, {data['steps']} steps: memory of each "
-        "process in MB, anonymous and its share of what is shared, and its file descriptors. Growth is the slope of a line through "
-        "the second half.\n\n"
+        "process in MB, anonymous and its share of what is shared, and its file descriptors. Growth is the slope of a line "
+        "through the second half.\n\n"
     )
     text += row("process", "at 1/4", "at 1/2", "at the end", "growth, MB/hour", "descriptors, first and last")
     text += row("---", *["---:"] * 5)
