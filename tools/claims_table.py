@@ -12,6 +12,7 @@ import json
 import pkgutil
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,8 +48,10 @@ def results() -> dict[str, dict[str, Any]]:
 
 
 def methods() -> dict[str, ModuleType]:
-    """Every algorithm module by its dotted name."""
-    found = pkgutil.walk_packages(algorithms.__path__, algorithms.__name__ + ".")
+    """Every algorithm module by its dotted name, those of language first."""
+    found = sorted(
+        pkgutil.walk_packages(algorithms.__path__, algorithms.__name__ + "."), key=lambda info: ".control" in info.name
+    )
     modules = {info.name: importlib.import_module(info.name) for info in found if not info.ispkg}
     return {name: module for name, module in modules.items() if "Config" in vars(module)}
 
@@ -59,7 +62,13 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         f"| [{name}](#{name}) | {short(one)} | **{one['verdict']}** | {one['seeds']} | {one['minutes']:g} |\n"
         for name, one in found.items()
     ]
-    overview = "\n| claim | method | verdict | seeds | minutes |\n|---|---|---|---:|---:|\n" + "".join(rows)
+    counts = Counter(one["verdict"] for one in found.values())
+    summary = (
+        f"\n{len(found)} claims: "
+        + ", ".join(f"{counts[word]} {word}" for word in ("holds", "does not hold", "unclear"))
+        + ".\n"
+    )
+    overview = summary + "\n| claim | method | verdict | seeds | minutes |\n|---|---|---|---:|---:|\n" + "".join(rows)
     return HEADER + overview + "".join(section(name, one) for name, one in found.items())
 
 
