@@ -20,10 +20,8 @@ from typing import Any
 
 import monarch.actor
 from monarch._rust_bindings.monarch_hyperactor.host_mesh import BootstrapCommand
-from monarch._rust_bindings.monarch_hyperactor.supervision import SupervisionError
 from monarch.actor import (
     Actor,
-    ActorError,
     MeshFailure,
     ProcMesh,
     concurrent_endpoint,
@@ -38,6 +36,7 @@ from freerun.placement.base import Death, ExecutorSpec
 from freerun.placement.calls import END, Desk, Exited, Life, check
 from freerun.placement.guardian import Guardian
 from freerun.placement.interleaving import Recorder
+from freerun.placement.monarch_line import Line
 from freerun.placement.monarch_nursery import Nursery
 from freerun.placement.processes import Process, end
 
@@ -60,14 +59,15 @@ class Home(Actor):
         self._stacks = resident.answer_stacks()
 
     @concurrent_endpoint
-    async def settled(self) -> tuple[int, int]:
-        """The number of this process, and the descriptor of its stacks."""
+    async def settled(self, answers: Any) -> tuple[int, int]:
+        """The number of this process, and the descriptor of its stacks. `answers` is the port for all that is asked."""
+        self._answers = answers
         return os.getpid(), self._stacks
 
     @concurrent_endpoint
-    async def ask(self, what: str, *args: Any) -> bytes:
-        """Do `what`, a method of `Resident`."""
-        return await getattr(self._resident, what)(*args)
+    async def ask(self, number: int, what: str, *args: Any) -> None:
+        """Do `what`, a method of `Resident`, and answer under `number`."""
+        self._answers.send((number, await getattr(self._resident, what)(*args)))
 
 
 @dataclass(slots=True)
@@ -76,17 +76,13 @@ class _Place:
 
     life: Life
     mesh: ProcMesh
-    home: Any
+    line: Line
     process: Process
     stacks: int
 
     async def ask(self, what: str, *args: Any) -> Any:
         """The result of a method of `Resident`. Raises its error, or `Exited` if Monarch cannot reach the process."""
-        try:
-            reply = await self.home.ask.call_one(what, *args)
-        except (ActorError, SupervisionError) as error:
-            raise Exited(f"unknown: {error}") from error
-        fine, outcome = wire.loads(reply)
+        fine, outcome = wire.loads(await self.line.ask(what, *args))
         if not fine:
             raise outcome
         return outcome
@@ -180,7 +176,7 @@ class MonarchPlacement:
         if name in self._places:
             place = self._places.pop(name)
             place.life.settled = False  # whoever replaces it while it lives knows that it ends
-            await self._end([place.process], patience=0.0)
+            await self._end([place], patience=0.0)
         return await self._start(self._specs[name])
 
     async def retire(self, name: str) -> None:
@@ -203,7 +199,7 @@ class MonarchPlacement:
         for ending in await asyncio.gather(*stopping, return_exceptions=True):
             if isinstance(ending, BaseException):
                 log.debug("monarch could not stop a process by itself: %s", ending)
-        await self._end([place.process for place in places], patience=deadline / 10)
+        await self._end(places, patience=deadline / 10)
         return endings
 
     async def _start(self, spec: ExecutorSpec) -> MonarchHandle:
@@ -212,11 +208,21 @@ class MonarchPlacement:
         mesh = this_host().spawn_procs(name="executor", bootstrap_command=command)
         self._starting.append(mesh)
         home = mesh.spawn("home", Home, spec.name, tuple(spec.cores))
-        pid, stacks = await self._wait(life, "start its process", lambda: asyncio.ensure_future(_settled(home)))
-        process = Process(pid, lambda how: self._desk.bury(life, how))
+        line = Line(home)
+        try:
+            pid, stacks = await self._wait(life, "start its process", lambda: asyncio.ensure_future(_settled(home, line.port)))
+        except BaseException:
+            line.close("it did not start")
+            raise
+
+        def gone(how: str) -> None:
+            line.close(how)
+            self._desk.bury(life, how)
+
+        process = Process(pid, gone)
         if self._guardian is not None:
             self._guardian.watch_over(pid)
-        place = self._places[spec.name] = _Place(life, mesh, home, process, stacks)
+        place = self._places[spec.name] = _Place(life, mesh, line, process, stacks)
         self._starting.remove(mesh)
         message = wire.dumps((spec.factory, spec.args, dict(spec.kwargs)))
         await self._wait(life, "construct", lambda: asyncio.ensure_future(place.ask("start", message)))
@@ -319,17 +325,18 @@ class MonarchPlacement:
             if isinstance(ending, FreerunError):
                 raise ending
 
-    async def _end(self, processes: Sequence[Process], *, patience: float) -> None:
-        await end(processes, patience=patience)
-        for process in processes:
+    async def _end(self, places: Sequence[_Place], *, patience: float) -> None:
+        await end([place.process for place in places], patience=patience)
+        for place in places:
+            place.line.close("it was ended")
             if self._guardian is not None:
-                self._guardian.release(process.pid)
+                self._guardian.release(place.process.pid)
 
 
-async def _settled(home: Any) -> tuple[int, int]:
+async def _settled(home: Any, answers: Any) -> tuple[int, int]:
     """`Home.settled`. Raises `Exited` if its process could not be started, or ended before it could answer."""
     try:
-        return await home.settled.call_one()
+        return await home.settled.call_one(answers)
     except Exception as error:  # Monarch does not say which kinds there are
         raise Exited(f"unknown: {error}") from error
 
