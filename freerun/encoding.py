@@ -36,7 +36,7 @@ def encode_group(group: Group) -> bytes:
         ],
         "rewards": [{"value": r.value, "parts": dict(r.parts), "info": dict(r.info)} for r in group.rewards],
     }
-    body = b"".join(column.numpy().tobytes() for t in group.trajectories for column in _columns(t))
+    body = b"".join(column for t in group.trajectories for column in _columns(t))
     return json.dumps(head).encode() + b"\n" + body
 
 
@@ -137,8 +137,8 @@ def _trajectory(saved: dict[str, Any], columns: dict[str, Tensor]) -> Trajectory
     )
 
 
-def _columns(trajectory: Trajectory) -> list[Tensor]:
-    """In the order of `_COLUMNS`, in its types, and routing last."""
+def _columns(trajectory: Trajectory) -> list[bytes]:
+    """In the order of `_COLUMNS`, in its types, and routing last. Through NumPy, which is twice as fast on short columns."""
     columns = (trajectory.tokens_T, trajectory.action_T, trajectory.logp_T, trajectory.version_T)
-    typed = [column.to(dtype) for column, (_, dtype) in zip(columns, _COLUMNS, strict=True)]
-    return typed if trajectory.routing_LTk is None else [*typed, trajectory.routing_LTk.to(torch.int16)]
+    typed = [column.numpy().astype(dtype).tobytes() for column, dtype in zip(columns, ("<i4", "u1", "<f4", "<i4"), strict=True)]
+    return typed if trajectory.routing_LTk is None else [*typed, trajectory.routing_LTk.numpy().astype("<i2").tobytes()]

@@ -72,7 +72,13 @@ def torchrl(rows: int, folder: str) -> dict[str, Operation]:
 
     plain = filled(TensorDictReplayBuffer(storage=LazyTensorStorage(rows), batch_size=BATCH))
     mapped = TensorDictReplayBuffer(storage=LazyMemmapStorage(rows, scratch_dir=f"{folder}/torchrl"), batch_size=BATCH)
-    ranked = filled(TensorDictPrioritizedReplayBuffer(alpha=0.6, beta=0.4, storage=LazyTensorStorage(rows), batch_size=BATCH))
+    try:
+        ranked = filled(
+            TensorDictPrioritizedReplayBuffer(alpha=0.6, beta=0.4, storage=LazyTensorStorage(rows), batch_size=BATCH)
+        )
+    except RuntimeError as error:  # its compiled part does not load with every PyTorch
+        print(f"no prioritised replay of TorchRL: {error}", file=sys.stderr)
+        ranked = None
 
     def sample() -> int:
         for _ in range(AHEAD):
@@ -90,7 +96,7 @@ def torchrl(rows: int, folder: str) -> dict[str, Operation]:
         "insert": lambda: insert(plain),
         "insert mapped": lambda: insert(mapped),
         "sample": sample,
-        "prioritised": prioritised,
+        **({} if ranked is None else {"prioritised": prioritised}),
     }
 
 
