@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--checkpoint-every", type=int, default=20)
     parser.add_argument("--directory", type=Path, help="where the run goes: the disk that is measured (default: here)")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="a list of runs, in which this one replaces that of the same recipe")
     options, rest = parser.parse_known_args()
     changes = {
         "control.steps": str(options.steps),
@@ -114,13 +114,15 @@ def main() -> None:
         result = measured(config, Path(folder) / "run")
     where = environment()
     result |= {name: where[name] for name in ("commit", "cpu", "cores_allowed", "python", "packages")}
-    result |= {"machine": platform.machine(), "recipe": options.recipe, "changes": changes}
+    result |= {"machine": platform.machine(), "recipe": options.recipe, "changes": changes, "groups": config.control.groups}
     for label, part in result["parts"].items():
         share = part["seconds"] / result["seconds"]
         sys.stdout.write(f"{label:<40}{part['calls']:>7} calls{part['seconds']:>9.3f} s{share:>8.2%} of step time\n")
     sys.stdout.write(f"{'all':<40}{result['steps']:>7} steps{result['seconds']:>9.3f} s{result['share']:>8.2%}\n")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        known = json.loads(options.json.read_text()) if options.json.exists() else []
+        others = [one for one in known if one["recipe"] != options.recipe]
+        options.json.write_text(json.dumps([*others, result], indent=1) + "\n")
 
 
 if __name__ == "__main__":
