@@ -32,4 +32,5 @@ def claim() -> Claim:
         ),
         seeds=6,
         minutes=2.0,
+        tried="With three seeds it was unclear: so six.",
     )

@@ -39,4 +39,5 @@ def claim() -> Claim:
         ),
         seeds=12,
         minutes=6.0,
+        tried="With five seeds it was unclear: so twelve.",
     )
