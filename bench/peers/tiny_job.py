@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -55,6 +56,31 @@ def tokenizer() -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="left", model_max_length=64, **names)
+
+
+def trl_settings(out: Path, *, steps: int, seed: int) -> dict[str, Any]:
+    """The job as arguments of TRL's `GRPOConfig`. Nothing is saved."""
+    return {
+        "output_dir": str(out),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "max_steps": steps,
+        "per_device_train_batch_size": PROMPTS_PER_STEP * SAMPLES_PER_PROMPT,
+        "num_generations": SAMPLES_PER_PROMPT,
+        "max_completion_length": COMPLETION_TOKENS,
+        "temperature": 1.0,
+        "beta": 0.0,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "optim": "adamw_torch",
+        "activation_checkpointing": False,
+        "model_init_kwargs": {"dtype": "float32"},
+        "seed": seed,
+    }
 
 
 def save(folder: Path, seed: int) -> None:

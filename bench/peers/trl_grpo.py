@@ -75,27 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         tiny_job.save(folder, options.seed)
-        config = trl.GRPOConfig(
-            output_dir=str(Path(scratch) / "out"),
-            use_cpu=True,
-            bf16=False,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            max_steps=options.steps,
-            per_device_train_batch_size=batch,
-            num_generations=tiny_job.SAMPLES_PER_PROMPT,
-            max_completion_length=tiny_job.COMPLETION_TOKENS,
-            temperature=1.0,
-            beta=0.0,
-            learning_rate=tiny_job.LEARNING_RATE,
-            lr_scheduler_type="constant",
-            optim="adamw_torch",
-            activation_checkpointing=False,
-            model_init_kwargs={"dtype": "float32"},
-            seed=options.seed,
-        )
+        config = trl.GRPOConfig(**tiny_job.trl_settings(Path(scratch) / "out", steps=options.steps, seed=options.seed))
         delay = tiny_job.Delay(options.reward_delay_median, options.reward_delay_sigma, options.seed)
         clock = tiny_job.Clock()
         reward = TimedReward(delay, options.reward_workers)

@@ -67,29 +67,8 @@ def main() -> None:
         tiny_job.save(model, 0)
     log = Log(options.folder)
     reward = LoggedReward(log)
-    config = trl.GRPOConfig(
-        output_dir=str(out),
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        save_strategy="steps",
-        save_steps=options.every,
-        save_total_limit=2,
-        logging_strategy="no",
-        disable_tqdm=True,
-        max_steps=options.steps,
-        per_device_train_batch_size=tiny_job.PROMPTS_PER_STEP * tiny_job.SAMPLES_PER_PROMPT,
-        num_generations=tiny_job.SAMPLES_PER_PROMPT,
-        max_completion_length=tiny_job.COMPLETION_TOKENS,
-        temperature=1.0,
-        beta=0.0,
-        learning_rate=tiny_job.LEARNING_RATE,
-        lr_scheduler_type="constant",
-        optim="adamw_torch",
-        activation_checkpointing=False,
-        model_init_kwargs={"dtype": "float32"},
-        seed=0,
-    )
+    saving = {"save_strategy": "steps", "save_steps": options.every, "save_total_limit": 2}
+    config = trl.GRPOConfig(**tiny_job.trl_settings(out, steps=options.steps, seed=0) | saving)
     rows = [{"prompt": prompt} for prompt in tiny_job.numbered(options.steps * tiny_job.PROMPTS_PER_STEP)]
     trainer = trl.GRPOTrainer(
         model=str(model),

@@ -14,10 +14,12 @@ pytest.importorskip("monarch", reason="torchmonarch is not installed")
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(90)]
 
 
-def test_no_process_outlives_a_controller_that_is_killed(tmp_path):
+@pytest.mark.parametrize("preload", [[], ["fractions"]], ids=["each imports", "forked from one that has"])
+def test_no_process_outlives_a_controller_that_is_killed(preload, tmp_path):
     script = tmp_path / "controller.py"
     script.write_text(
-        textwrap.dedent("""
+        f"PRELOAD = {preload}\n"
+        + textwrap.dedent("""
         import asyncio, json, subprocess, sys
         from freerun.placement.base import ExecutorSpec
         from freerun.placement.monarch import MonarchPlacement
@@ -29,10 +31,11 @@ def test_no_process_outlives_a_controller_that_is_killed(tmp_path):
                 while True: pass
 
         async def main():
-            placement = MonarchPlacement()
+            placement = MonarchPlacement(preload=PRELOAD)
             handles = await placement.spawn([ExecutorSpec(name=n, factory=Busy) for n in "ab"])
             children = [await h.call("child", deadline=20) for h in handles.values()]
-            print(json.dumps([*placement.pids().values(), *children]), flush=True)
+            nursery = [placement._nursery.process.pid] if PRELOAD else []
+            print(json.dumps([*placement.pids().values(), *children, *nursery]), flush=True)
             await handles["a"].call("spin", deadline=600)
 
         asyncio.run(main())
@@ -41,7 +44,7 @@ def test_no_process_outlives_a_controller_that_is_killed(tmp_path):
     controller = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     try:
         pids = json.loads(controller.stdout.readline())
-        assert len(pids) == 4 and all(map(alive, pids))
+        assert len(pids) == 4 + len(preload) and all(map(alive, pids))
     finally:
         controller.kill()
         rest = controller.stdout.read()

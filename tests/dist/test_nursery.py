@@ -1,16 +1,14 @@
 """Executors that are forked from a process which has imported everything already."""
 
 import asyncio
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
 
 import pytest
-from dist.test_monarch import alive, gone
+from dist.test_monarch import gone
 
 from freerun.errors import ExecutorDied
 from freerun.placement import monarch_nursery
@@ -106,38 +104,6 @@ def test_modules_that_cannot_be_imported_are_named():
         await placement.stop()
 
     asyncio.run(main())
-
-
-def test_nothing_of_it_outlives_a_controller_that_is_killed(tmp_path):
-    script = tmp_path / "controller.py"
-    script.write_text(
-        textwrap.dedent("""
-        import asyncio, json
-        from freerun.placement.base import ExecutorSpec
-        from freerun.placement.monarch import MonarchPlacement
-
-        class Worker:
-            def spin(self):
-                while True: pass
-
-        async def main():
-            placement = MonarchPlacement(preload=["fractions"])
-            handles = await placement.spawn([ExecutorSpec(name=n, factory=Worker) for n in "ab"])
-            print(json.dumps([*placement.pids().values(), placement._nursery.process.pid]), flush=True)
-            await handles["a"].call("spin", deadline=600)
-
-        asyncio.run(main())
-    """)
-    )
-    controller = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    try:
-        pids = json.loads(controller.stdout.readline())
-        assert len(pids) == 3 and all(map(alive, pids))
-    finally:
-        controller.kill()
-        controller.stdout.close()
-        controller.wait()
-    assert asyncio.run(gone(*pids))
 
 
 def test_a_stub_ends_with_the_controller_that_started_it_though_nobody_was_told_of_it_yet(tmp_path):
