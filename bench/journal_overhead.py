@@ -22,8 +22,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from freerun import cli, intake
 from freerun import config as configs
+from freerun import intake
 from freerun.checkpoint import Checkpoints
 from freerun.environment import environment
 from freerun.launch import launch
@@ -107,7 +107,7 @@ def main() -> None:
         "control.eval_every": "0",
         "control.final_eval_prompts": "0",
         "placement.kind": "inline",
-        **cli.overrides(rest),
+        **configs.read_overrides(rest),
     }
     config = configs.override(recipes.load(options.recipe).recipe(), changes)
     with tempfile.TemporaryDirectory(dir=options.directory or Path.cwd()) as folder:

@@ -160,7 +160,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(
             "no recipe given", given="freerun run", expected="a name or a file", todo="`freerun list` shows the recipes"
         )
-    changes = overrides(rest)
+    changes = configs.read_overrides(rest)
     config = configs.override(recipes.load(arguments.recipe).recipe(), changes)
     if arguments.help:
         _show_keys(arguments.recipe, config)
@@ -299,21 +299,6 @@ def _claims(arguments: argparse.Namespace, rest: list[str]) -> int:
         check=arguments.check,
         directory=arguments.out,
     )
-
-
-def overrides(words: Sequence[str]) -> dict[str, str]:
-    """`--a.b value --c=value` as a mapping. Raises `ConfigError` for a word that is neither a key nor a value."""
-    found: dict[str, str] = {}
-    words = list(words)
-    while words:
-        word = words.pop(0)
-        key, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or (not equals and not words):
-            raise ConfigError(
-                "cannot read the overrides", given=word, expected="--dotted.key value", todo="give every key a value"
-            )
-        found[key.replace("-", "_")] = value if equals else words.pop(0)
-    return found
 
 
 def _nothing_left(rest: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from freerun.errors import ConfigError
@@ -68,6 +68,21 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
             found += differences(a, b, path + ".")
         elif a != b:
             found.append(f"{path}: {a!r} -> {b!r}")
+    return found
+
+
+def read_overrides(words: Sequence[str]) -> dict[str, str]:
+    """`--a.b value --c=value` as a mapping. Raises `ConfigError` for a word that is neither a key nor a value."""
+    found: dict[str, str] = {}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or (not equals and not words):
+            raise ConfigError(
+                "cannot read the overrides", given=word, expected="--dotted.key value", todo="give every key a value"
+            )
+        found[key.replace("-", "_")] = value if equals else words.pop(0)
     return found
 
 

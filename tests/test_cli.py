@@ -142,4 +142,4 @@ def test_every_recipe_builds_and_survives_its_dump(name):
 
 
 def test_overrides_are_read_with_and_without_an_equals_sign():
-    assert cli.overrides(["--a.b", "1", "--c-d=x=y", "--e", "-3"]) == {"a.b": "1", "c_d": "x=y", "e": "-3"}
+    assert configs.read_overrides(["--a.b", "1", "--c-d=x=y", "--e", "-3"]) == {"a.b": "1", "c_d": "x=y", "e": "-3"}

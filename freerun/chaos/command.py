@@ -47,8 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Hurt runs until time or cycles are used up; print and write what came of it."""
-    from freerun import cli
-
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has had interrupts ignored: runs must not be left
         signal.signal(number, signal.default_int_handler)
     if sys.platform != "linux":
@@ -64,7 +62,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     console = Console()
     directory = (arguments.dir or Path("runs") / f"chaos-{datetime.now():%Y%m%d-%H%M%S}").resolve()
     words = [*OVERRIDES, *rest]
-    config = configs.override(recipe, cli.overrides(words))
+    config = configs.override(recipe, configs.read_overrides(words))
     harness = Harness(
         arguments.recipe,
         directory,

@@ -52,7 +52,7 @@ def freerun_problem(arguments: list[str]) -> str | None:
     """Parses the command as the program does; a recipe in capitals stands for any."""
     known, rest = cli._parser().parse_known_args(arguments)
     if arguments[0] == "run" and known.recipe and not known.recipe.endswith(".py") and not known.recipe.isupper():
-        config.override(recipes.load(known.recipe).recipe(), cli.overrides(rest))
+        config.override(recipes.load(known.recipe).recipe(), config.read_overrides(rest))
         return None
     return f"unknown arguments {rest}" if rest and arguments[0] != "run" else None
 

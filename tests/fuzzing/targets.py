@@ -15,8 +15,8 @@ from fuzzing.inputs import VALUES, Target, changed, hurt, json_bytes, scratch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from freerun import cli, elastic, runlock
 from freerun import config as configs
+from freerun import elastic, runlock
 from freerun.checkpoint import GROUPS, MANIFEST, REPLAY, _seal, controller_state, damage_of, restore_controller
 from freerun.encoding import decode_group, encode_group
 from freerun.errors import CheckpointError, ConfigError, DataError, FreerunError, RunDirectoryError
@@ -55,7 +55,7 @@ WORDS = st.lists(
 
 def check_overrides(words: list[str]) -> None:
     try:
-        changed = configs.override(recipe(), cli.overrides(words))
+        changed = configs.override(recipe(), configs.read_overrides(words))
     except ConfigError:
         return
     assert json.loads(configs.dumps(changed).replace("Infinity", "0").replace("NaN", "0"))
