@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -24,18 +24,26 @@ def children(marker: str) -> list[int]:
 
 
 class Run(subprocess.Popen):
-    """A command whose output goes to a file, since a pipe that nobody reads stops it as soon as it is full."""
+    """A command whose output is read as it comes, since a pipe that nobody reads stops it as soon as it is full."""
 
     def __init__(self, line: list[str], environment: dict[str, str]) -> None:
-        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process
-        super().__init__(line, stdout=self._output, stderr=subprocess.STDOUT, text=True, env=environment)
+        super().__init__(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        self._output = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.stdout is not None
+        with self.stdout:
+            self._output = self.stdout.read()
 
     def communicate(self, input: None = None, timeout: float | None = None) -> tuple[str, None]:
-        """Its output, when it has ended."""
+        """All that it and whatever it started said, when they have ended: a guardian speaks after its controller."""
         self.wait(timeout)
-        self._output.seek(0)
-        with self._output:
-            return self._output.read(), None
+        self._reader.join(timeout)
+        if self._reader.is_alive():
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        return self._output, None
 
 
 STEPS, GROUPS = 300, 4
