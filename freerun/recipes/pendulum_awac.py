@@ -20,5 +20,5 @@ def recipe() -> ControlRun:
         control=EnvSchedule(phases=(offline, Phase(env_steps=8_000, start=1_000)), chunk=8),
         sources=(DatasetConfig(data=Grade(env="pendulum", grade="medium-replay")), ReplayConfig(capacity=20_000)),
         actor=ActorConfig(envs=4),
-        trainer=ControlTrainerConfig(batch=128),
+        trainer=ControlTrainerConfig(batch=128, observations="data"),
     )
