@@ -1,7 +1,7 @@
 """CQL learns to swing a pendulum up from recorded episodes of a mediocre and a good policy, without ever acting.
 
-The data set is made by our own SAC when it is first needed, and kept. With weight 1 values of actions that the data does not have
-win after some 4,000 updates, here as in other implementations: the policy gets worse again. Weight 5 holds them down.
+The data set is made by our own SAC when it is first needed, and kept. With weight 1 values of actions that the data does not
+have win after some 4,000 updates, here as in other implementations: the policy gets worse again. Weight 5 holds them down.
 """
 
 from freerun.actors.environment import GymConfig
