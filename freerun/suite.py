@@ -76,10 +76,8 @@ METHODS: Mapping[str, Method] = {
     "bc_best": Method(algorithm=lambda size: bc.Config(hidden=size.hidden, lr=size.lr), best_share=0.1),
     "td3_bc": Method(algorithm=lambda size: td3_bc.Config(hidden=size.hidden, lr=size.lr)),
     "iql": Method(algorithm=lambda size: iql.Config(hidden=size.hidden, lr=size.lr), scaled=True),
-    "awac": Method(algorithm=lambda size: awac.Config(hidden=size.hidden, lr=size.lr), normalise=False, scaled=True),
-    "cql": Method(
-        algorithm=lambda size: cql.Config(hidden=size.hidden, actor_lr=0.3 * size.lr, critic_lr=size.lr), normalise=False
-    ),
+    "awac": Method(algorithm=lambda size: awac.Config(hidden=size.hidden, lr=size.lr), scaled=True),
+    "cql": Method(algorithm=lambda size: cql.Config(hidden=size.hidden, actor_lr=0.3 * size.lr, critic_lr=size.lr)),
     "edac": Method(algorithm=lambda size: edac.Config(hidden=size.hidden, lr=size.lr), normalise=False),
 }
 """Methods by name. `bc_best` imitates the best tenth of the episodes."""
