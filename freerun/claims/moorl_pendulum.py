@@ -12,15 +12,16 @@ from freerun.store.phases import Phase, Portion
 
 DATA = Made(grade="medium")
 BOTH = (Portion(source="dataset"), Portion(source="replay"))
-INNER = 8
+INNER = UTD = 8
+"""One inner loop for each step of the environment, as in the paper's algorithm, and as many updates for all."""
 JOB = Job(evaluations=10, episodes=8, last_episodes=16)
 
 
 def arm(method: ControlConfig, *, prior: bool = True, spell: int = 0) -> Arm:
-    """One update per step of the environment, with the data or without."""
+    """With the data or without."""
 
     def run(seed: int) -> Mapping[str, Any]:
-        phase = Phase(env_steps=4_000, start=500, random=500, sources=BOTH if prior else (), spell=spell)
+        phase = Phase(env_steps=2_000, start=500, random=500, utd=UTD, sources=BOTH if prior else (), spell=spell)
         return control.train(method, phases=[phase], seed=seed, job=JOB, data=DATA if prior else None)
 
     return run
@@ -31,8 +32,9 @@ def claim() -> Claim:
     own = sac.Config(actor_lr=1e-3, hidden=hidden)
     return Claim(
         sentence=(
-            "Over 4,000 steps of Pendulum with 20,000 steps of a mediocre policy, MOORL has a higher mean score than SAC "
-            "without these, and one no more than 5 points below SAC on batches of both and RLPD with two critics."
+            "Over 2,000 steps of Pendulum with eight updates each and 20,000 steps of a mediocre policy, MOORL has a higher "
+            "mean score than SAC without these, and one no more than 5 points below SAC on batches of both and RLPD with two "
+            "critics."
         ),
         paper="MOORL (arXiv 2506.09574)",
         method=moorl,
@@ -48,5 +50,9 @@ def claim() -> Claim:
             Expectation(better="moorl", worse="sac on both", margin=-5.0),
             Expectation(better="moorl", worse="rlpd", margin=-5.0),
         ),
-        minutes=5.0,
+        minutes=12.0,
+        tried=(
+            "With one update per step, over 4,000 steps, it did not hold: -5 against 14 of SAC alone, 20 of SAC on both, 37 of "
+            "RLPD (three seeds). There an inner loop takes eight steps of the environment, where the paper takes one."
+        ),
     )
