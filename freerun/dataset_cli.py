@@ -64,11 +64,27 @@ def _dataset(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def make(env: str, seed: int, console: Console) -> None:
-    """Make all grades of an environment, with a bar."""
+    """Make all grades of an environment, with a bar, or a line for every tenth where there is no terminal."""
+    if not console.is_terminal:
+        grades.make(env, seed=seed, progress=_Tenths(console))
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(f"data sets of {env}", total=1.0)
         grades.make(env, seed=seed, progress=lambda what, share: bar.update(task, description=what, completed=share))
+
+
+class _Tenths:
+    """Says what is being done whenever that is new, or another tenth of it is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._said = console, (0, "")
+
+    def __call__(self, what: str, share: float) -> None:
+        now = (int(10 * share), what.partition(",")[0])
+        if now != self._said:
+            self._said = now
+            self._console.print(f"{10 * now[0]:3d}% {what}", markup=False, highlight=False)
 
 
 def prepare(config: ControlRun, console: Console) -> None:
