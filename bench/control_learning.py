@@ -96,6 +96,8 @@ def _peer(python: str, system: str, name: str, config: ControlRun, seed: int) ->
         "minibatches": config.trainer.minibatches,
         "phases": [asdict(phase) for phase in config.control.phases],
         "episodes": episodes.JUDGED,
+        "looks": episodes.LOOKS,
+        "look_episodes": episodes.LOOK_EPISODES,
         "seed": seed,
     }
     data = [source for source in config.sources if isinstance(source, DatasetConfig)]

@@ -2,7 +2,8 @@
 
     python bench/peers/control_learning_peers.py JOB.json
 
-The last line of output, after "answer", has the mean return of the episodes that judge the policy, and processor seconds.
+The last line of output, after "answer", has the mean return of the episodes that judge the policy, returns on the way, and
+processor seconds.
 """
 
 import json
@@ -15,11 +16,14 @@ import gymnasium
 import numpy as np
 import torch
 
+Way = list[float]
+"""Mean returns on the way, after each tenth of the budget but the last."""
 
-def judge(job: dict[str, Any], act) -> float:  # type: ignore[no-untyped-def]
-    """The mean return of whole episodes under `act(obs) -> action`."""
+
+def judge(job: dict[str, Any], act, episodes: int = 0) -> float:  # type: ignore[no-untyped-def]
+    """The mean return of whole episodes under `act(obs) -> action`; as many as the job says, or fewer on the way."""
     env, totals = gymnasium.make(job["env"]), []
-    for episode in range(job["episodes"]):
+    for episode in range(episodes or job["episodes"]):
         obs, _ = env.reset(seed=1_000_000 + episode)
         total, over = 0.0, False
         while not over:
@@ -29,8 +33,9 @@ def judge(job: dict[str, Any], act) -> float:  # type: ignore[no-untyped-def]
     return sum(totals) / len(totals)
 
 
-def stable_baselines(job: dict[str, Any]) -> float:
+def stable_baselines(job: dict[str, Any]) -> tuple[float, Way]:
     from stable_baselines3 import DQN, PPO, SAC, TD3
+    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 
@@ -89,11 +94,22 @@ def stable_baselines(job: dict[str, Any]) -> float:
             **replay,
             **common,
         )
-    model.learn(steps)
-    return judge(job, lambda obs: model.predict(obs, deterministic=True)[0])
+    way: Way = []
+
+    def best(obs):  # type: ignore[no-untyped-def]
+        return model.predict(obs, deterministic=True)[0]
+
+    class Looks(BaseCallback):  # type: ignore[misc]
+        def _on_step(self) -> bool:
+            if len(way) < job["looks"] - 1 and self.num_timesteps >= steps * (len(way) + 1) / job["looks"]:
+                way.append(judge(job, best, job["look_episodes"]))
+            return True
+
+    model.learn(steps, callback=Looks())
+    return judge(job, best), way
 
 
-def d3rlpy_run(job: dict[str, Any]) -> float:
+def d3rlpy_run(job: dict[str, Any]) -> tuple[float, Way]:
     import d3rlpy
     from d3rlpy.models.encoders import VectorEncoderFactory
     from d3rlpy.preprocessing import MinMaxActionScaler, StandardObservationScaler
@@ -151,23 +167,32 @@ def d3rlpy_run(job: dict[str, Any]) -> float:
                 **common,
             )
     model = algorithm.create(device="cpu:0")
-    updates = job["phases"][0]["updates"]
+    updates, way = job["phases"][0]["updates"], Way()
+
+    def best(obs):  # type: ignore[no-untyped-def]
+        return model.predict(obs[None])[0]
+
+    def look(_algorithm: Any, epoch: int, _step: int) -> None:
+        if epoch < job["looks"]:
+            way.append(judge(job, best, job["look_episodes"]))
+
     model.fit(
         dataset,
         n_steps=updates,
-        n_steps_per_epoch=updates,
+        n_steps_per_epoch=updates // job["looks"],
         show_progress=False,
         logger_adapter=d3rlpy.logging.NoopAdapterFactory(),
+        epoch_callback=look,
     )
-    return judge(job, lambda obs: model.predict(obs[None])[0])
+    return judge(job, best), way
 
 
 if __name__ == "__main__":
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
     began = time.process_time()
-    mean = stable_baselines(job) if job["system"] == "Stable-Baselines3" else d3rlpy_run(job)
-    answer: dict[str, Any] = {"return": mean, "cpu": time.process_time() - began}
+    mean, way = stable_baselines(job) if job["system"] == "Stable-Baselines3" else d3rlpy_run(job)
+    answer: dict[str, Any] = {"return": mean, "curves": {"return": way}, "cpu": time.process_time() - began}
     if job.get("scores"):
         low, high = job["scores"]
         answer["score"] = 100.0 * (mean - low) / (high - low)

@@ -25,8 +25,8 @@ from freerun.schedule import FULL
 
 JUDGED = 20
 """Episodes that say how good a policy is in the beginning and in the end."""
-LOOKS = 10
-"""Looks at it on the way, of five episodes each."""
+LOOKS, LOOK_EPISODES = 10, 5
+"""Looks at it on the way, and the episodes of each."""
 
 
 def arm(config: ControlRun, *, also: Sequence[str] = (), after: "After | None" = None) -> Arm:
@@ -53,7 +53,7 @@ def play(config: ControlRun, *, seed: int, also: Sequence[str] = (), after: Afte
     config = replace(
         config,
         seed=seed,
-        control=replace(config.control, evaluations=LOOKS, eval_episodes=5, final_eval_episodes=JUDGED),
+        control=replace(config.control, evaluations=LOOKS, eval_episodes=LOOK_EPISODES, final_eval_episodes=JUDGED),
         actor=replace(config.actor, picture_frames=0),
         placement=PlacementConfig(kind="inline", schedule="serial", threads=1),
     )
