@@ -148,7 +148,11 @@ def run(asked: Asked, path: Path, *, tell: Callable[[str], None] = lambda text: 
                 key, runs = digest(config, data), entry.setdefault(method, {})
                 if runs.get(str(seed), {}).get("digest") != key:
                     ran = play(config, seed=seed)
-                    runs[str(seed)] = {"digest": key, **{k: ran[k] for k in ("return", "score", "diverged", "cpu")}}
+                    runs[str(seed)] = {
+                        "digest": key,
+                        "updates": config.control.phases[0].updates,
+                        **{k: ran[k] for k in ("return", "score", "diverged", "cpu")},
+                    }
                     write(path, kept)
                 tell(f"{name}, {method}, seed {seed}: score {runs[str(seed)]['score']:.1f} in {runs[str(seed)]['cpu']:.0f} s")
     seeds = [str(seed) for seed in range(asked.seeds)]
