@@ -20,9 +20,10 @@ HEADER = """\
 # D4RL's protocol on self-made data
 
 `freerun eval --suite d4rl-mini`: every method with one setting for all data sets of an environment (see
-[`freerun/suite.py`](../freerun/suite.py)), nothing but recorded episodes, a fixed number of updates, and the last policy judged by
-20 episodes. Scores are normalised: 0 is a random policy, 100 the last policy of the SAC run that made the data. Mean over seeds ±
-their deviation. `data` is the score of who acted in the data. These are not D4RL's files: compare methods, not numbers.
+[`freerun/suite.py`](../freerun/suite.py)), nothing but recorded episodes, a fixed number of updates, and the last policy
+judged by 20 episodes. Scores are normalised: 0 is a random policy, 100 the last policy of the SAC run that made the data. Mean
+over seeds ± their deviation. `data` is the score of who acted in the data. These are not D4RL's files: compare methods, not
+numbers.
 """
 
 
