@@ -6,8 +6,10 @@
 a process of its own with one thread, holds the same number of rows of the same widths (Hopper's), and takes its turn in every
 round; the best round counts. What is compared, each in the way that its system is used:
 
-insert         chunks of 32 steps of 8 environments: one call for us and for TorchRL (`extend`), a call per step for
-               Stable-Baselines3, whose buffer takes one step of all environments at a time
+insert         chunks of 32 steps of 8 environments, into memory that was written before: one call for us and for TorchRL
+               (`extend`), a call per step for Stable-Baselines3, whose buffer takes one step of all environments at a time.
+               Rows are what each stores of a transition: 134 bytes in 11 columns for us (flags, log-prob, version, episode,
+               step, and which row follows), 112 in 6 for Stable-Baselines3, 106 in 6 for TorchRL
 insert mapped  the same into memory-mapped files
 sample         batches of 256 rows with what TD learning reads: obs, action, reward, next_obs, and the discount or done flag
 sample ahead   the rows of 64 updates that are made before new rows come, as our trainer draws them: one gather, then views
@@ -86,6 +88,9 @@ def operations(rows: int, folder: Path) -> dict[str, Operation]:
         for each in chunks:
             storage.insert_chunk(next(numbers), 0, each)
         return len(chunks) * STEPS * ENVS
+
+    while plain.total < rows:
+        insert(plain)
 
     def source(config: ReplayConfig) -> Source:
         made = Source(config, rows, gamma=0.99, directory=None)

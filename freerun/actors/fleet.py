@@ -28,6 +28,9 @@ Outcome = Any
 """What became of one call on one environment: what it returned, which may be anything, or a `Failure`."""
 
 
+NOT_FINITE = ("an observation that is not finite", "finite numbers")
+
+
 @dataclass(slots=True)
 class Slot:
     """One place for an environment, and its episode under way."""
@@ -91,7 +94,7 @@ class Fleet:
         asked = range(len(self.slots)) if asked is None else asked
         num = len(asked)
         happened = Happened(
-            next_obs=np.empty((num, *self.obs.shape[1:]), dtype=self.obs.dtype),
+            next_obs=np.zeros((num, *self.obs.shape[1:]), dtype=self.obs.dtype),
             reward=np.zeros(num, dtype=np.float32),
             terminated=np.zeros(num, dtype=bool),
             truncated=np.zeros(num, dtype=bool),
@@ -110,6 +113,10 @@ class Fleet:
                 over.append(i)
             elif self._took(k, i, actions_K[k], self._checked(i, outcome), happened):
                 over.append(i)
+        # All of them at once: an environment's step may take no longer than a look at one observation.
+        if not _finite(happened.next_obs):
+            k = next(k for k, obs in enumerate(happened.next_obs) if not _finite(obs))
+            raise self._garbage(asked[k], *NOT_FINITE, steps=int(happened.step[k]))
         if over:
             happened.failures += self._begin(over)
         return happened
@@ -141,17 +148,17 @@ class Fleet:
 
     def _check_obs(self, i: int, obs: Any) -> None:
         shape, dtype = self.obs.shape[1:], self.obs.dtype
-        if not isinstance(obs, np.ndarray) or obs.shape != shape or not np.can_cast(obs.dtype, dtype, "same_kind"):
+        fits = isinstance(obs, np.ndarray) and obs.shape == shape
+        if not fits or not (obs.dtype == dtype or np.can_cast(obs.dtype, dtype, "same_kind")):
             kind = f"{obs.dtype} of shape {obs.shape}" if isinstance(obs, np.ndarray) else f"a {type(obs).__name__}"
             raise self._garbage(i, f"{kind} as observation", f"{dtype} of shape {shape}, as its spaces say")
-        if obs.dtype.kind == "f" and not np.isfinite(obs).all():
-            raise self._garbage(i, "an observation that is not finite", "finite numbers")
 
-    def _garbage(self, i: int, given: str, expected: str) -> DataError:
+    def _garbage(self, i: int, given: str, expected: str, *, steps: int | None = None) -> DataError:
         slot = self.slots[i]
+        steps = slot.steps if steps is None else steps
         return DataError(
             f"environment {i} returned what cannot be trained on",
-            given=f"{given}, in the episode of seed {self._seed_of(i, slot.number)} after {slot.steps} steps",
+            given=f"{given}, in the episode of seed {self._seed_of(i, slot.number)} after {steps} steps",
             expected=expected,
             todo="mend the environment; if it cannot tell, let it raise, and the episode counts as failed",
         )
@@ -173,6 +180,8 @@ class Fleet:
                     again.append(i)
                 else:
                     self._check_obs(i, outcome)
+                    if not _finite(outcome):
+                        raise self._garbage(i, *NOT_FINITE)
                     self.obs[i] = outcome
             left = again
         return failures
@@ -309,6 +318,10 @@ class _Worker:
                         return
                     self.outcomes[i] = outcome
             self.done.set()
+
+
+def _finite(obs: np.ndarray) -> bool:
+    return obs.dtype.kind != "f" or bool(np.isfinite(obs).all())
 
 
 def _attempt(i: int, call: Callable[[], Any]) -> Any:

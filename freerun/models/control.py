@@ -21,7 +21,8 @@ from freerun.networks import Body, Deterministic, Ensemble, Neighbours, Network,
 from freerun.ops.distributions import Categorical, Distribution, Gaussian, SquashedGaussian
 from freerun.transitions import Spaces
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "silu": F.silu}
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu_, "tanh": torch.tanh_, "silu": F.silu}
+"""Applied to what a layer has just made, so in its place where the gradient needs only the result."""
 GAINS = {"relu": math.sqrt(2.0), "tanh": math.sqrt(2.0), "silu": 1.0}
 CLIP = 10.0
 """Bound of a normalised observation."""

@@ -8,12 +8,11 @@ Shapes: B rows of a batch.
 
 import copy
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.optim.adamw import adamw
 
 from freerun.algorithms.control_base import ControlAlgorithm, Lookahead, Loss, Natural, Review, State, Target, Term
 from freerun.models import control as models
@@ -46,26 +45,27 @@ class Moments:
         self.parameters = list(network.parameters())
         self.first: list[Tensor] = []
         self.second: list[Tensor] = []
-        self.steps: list[Tensor] = []
+        self.step = torch.zeros(())
         self.forget()
 
     def forget(self) -> None:
         """Begin anew."""
         self.first = [torch.zeros_like(p) for p in self.parameters]
         self.second = [torch.zeros_like(p) for p in self.parameters]
-        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
+        self.step = torch.zeros((), device=self.parameters[0].device if self.parameters else None)
 
     def state(self) -> dict[str, Tensor]:
-        return {
-            f"{name}/{kind}": tensor
-            for kind, tensors in (("first", self.first), ("second", self.second), ("step", self.steps))
-            for name, tensor in zip(self.names, tensors, strict=True)
-        }
+        return {f"{name}/{kind}": tensor for kind, name, tensor in self._tensors()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        for kind, tensors in (("first", self.first), ("second", self.second), ("step", self.steps)):
+        for kind, name, tensor in self._tensors():
+            tensor.copy_(state[f"{name}/{kind}"])
+
+    def _tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        steps = [self.step] * len(self.names)
+        for kind, tensors in (("first", self.first), ("second", self.second), ("step", steps)):
             for name, tensor in zip(self.names, tensors, strict=True):
-                tensor.copy_(state[f"{name}/{kind}"])
+                yield kind, name, tensor
 
 
 class Updater:
@@ -126,7 +126,8 @@ class Updater:
                 continue
             outs = [term.loss(self.networks, batch, state, generator) for term, batch in rows]
             losses = [_mean(out, batch) for out, (_, batch) in zip(outs, rows, strict=True)]
-            norm = self._step(torch.stack(losses).sum(), terms[0], trains, lr_share, look=report)
+            total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+            norm = self._step(total, terms[0], trains, lr_share, look=report)
             for term, loss, out in zip(terms, losses, outs, strict=True):
                 surprise = out.surprise.detach() if out.surprise is not None else surprise
                 if term.until is not None:
@@ -191,14 +192,16 @@ class Updater:
     @torch.no_grad()
     def _adam(self, moments: list[Moments], grads: list[Tensor], lr: float) -> None:
         config = self._config
-        adamw(
+        for m in moments:
+            m.step.add_(1)
+        # Not `torch.optim`'s own function around it, which for small networks takes longer than the step.
+        torch._fused_adamw_(
             [p for m in moments for p in m.parameters],
             grads,
             [t for m in moments for t in m.first],
             [t for m in moments for t in m.second],
             [],
-            [t for m in moments for t in m.steps],
-            fused=True,
+            [m.step for m in moments for _ in m.parameters],
             amsgrad=False,
             beta1=config.betas[0],
             beta2=config.betas[1],

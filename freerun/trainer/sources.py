@@ -130,10 +130,14 @@ class Batches:
             return self.by_source[source]
         if self._union is None:
             batches = list(self.by_source.values())
-            names = set.intersection(*(set(batch) for batch in batches))
-            joined = {name: torch.cat([batch[name] for batch in batches]) for name in names}
-            self._union = batches[0] if len(batches) == 1 else transitions(joined)
+            self._union = batches[0] if len(batches) == 1 else _side_by_side(batches)
         return self._union
+
+
+def _side_by_side(batches: Sequence[Batch]) -> Batch:
+    """The rows of all, in the columns that all have."""
+    names = set.intersection(*(set(batch) for batch in batches))
+    return transitions({name: torch.cat([batch[name] for batch in batches]) for name in names})
 
 
 class Sources:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,8 +34,10 @@ class Storage:
     def __init__(self, capacity: int, *, directory: Path | None = None) -> None:
         self.capacity, self.total, self.first = capacity, 0, 0
         self.columns: dict[str, Tensor] = {}
+        # The same memory, written through NumPy: a chunk is small, and a call of PyTorch's costs several times as much.
+        self._arrays: dict[str, np.ndarray] = {}
         self._directory = directory
-        self._last: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._last: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._starts: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -44,20 +47,23 @@ class Storage:
 
     def insert_chunk(self, key: int, actor: int, columns_TN: Mapping[str, Tensor]) -> Tensor:
         """Add a chunk's rows, time first; returns their places. Rows of a stream go on where its last chunk ended."""
-        episode_TN, step_TN = columns_TN["episode"], columns_TN["step"]
+        episode_TN, step_TN = columns_TN["episode"].numpy(), columns_TN["step"].numpy()
         steps, envs = episode_TN.shape
-        position_TN = torch.arange(self.total, self.total + steps * envs).view(steps, envs)
-        link_TN = torch.full((steps, envs), NOWHERE)
-        if steps > 1:
-            link_TN[:-1] = torch.where(episode_TN[1:] == episode_TN[:-1], position_TN[1:], NOWHERE)
+        position_TN = np.arange(self.total, self.total + steps * envs).reshape(steps, envs)
+        link_TN = position_TN + envs
+        link_TN[:-1][episode_TN[1:] != episode_TN[:-1]] = NOWHERE
+        link_TN[-1] = NOWHERE
         self._starts[key] = self.total
         before = self._last.get(actor)
-        places = self.insert({name: column.flatten(0, 1) for name, column in columns_TN.items()}, link_TN.flatten())
-        self._last[actor] = position_TN[-1], episode_TN[-1], step_TN[-1]
+        places = self.insert(
+            {name: column.flatten(0, 1) for name, column in columns_TN.items()}, torch.from_numpy(link_TN.reshape(-1))
+        )
+        # Copies, so that a chunk is not kept for its last step.
+        self._last[actor] = position_TN[-1].copy(), episode_TN[-1].copy(), step_TN[-1].copy()
         if before is not None and len(before[0]) == envs:
             last_N, episode_N, step_N = before
             joined_N = (episode_N == episode_TN[0]) & (step_N + 1 == step_TN[0]) & (last_N >= self.total - self.capacity)
-            self.columns[LINK][last_N[joined_N] % self.capacity] = position_TN[0, joined_N]
+            self._arrays[LINK][last_N[joined_N] % self.capacity] = position_TN[0, joined_N]
         return places
 
     def insert(self, columns_R: Mapping[str, Tensor], link_R: Tensor) -> Tensor:
@@ -72,7 +78,7 @@ class Storage:
                 todo="raise the capacity of the source",
             )
         if not self.columns:
-            self.columns = {name: self._allocate(name, column) for name, column in rows.items()}
+            self._allocate(rows)
         if rows.keys() != self.columns.keys():
             raise MissingColumn(
                 "rows have other columns than those before",
@@ -80,15 +86,17 @@ class Storage:
                 expected=sorted(self.columns.keys() - {LINK}),
                 todo="let every actor and data set record the same columns",
             )
-        place, room = self.total % self.capacity, self.capacity - self.total % self.capacity
+        place = self.total % self.capacity
+        room = self.capacity - place
         for name, column_R in rows.items():
-            stored = self.columns[name]
-            stored[place : place + num] = column_R[:room]
+            stored, added_R = self._arrays[name], column_R.numpy()
+            stored[place : place + num] = added_R[:room]
             if num > room:
-                stored[: num - room] = column_R[room:]
+                stored[: num - room] = added_R[room:]
         self.total += num
         self.first = max(self.first, self.total - self.capacity)
-        return torch.arange(self.total - num, self.total) % self.capacity
+        place_R = torch.arange(place, place + num)
+        return place_R if num <= room else place_R % self.capacity
 
     def keep_from(self, key: int) -> None:
         """Chunks with keys below `key` are given up, and so are rows that lie before the first chunk that is not."""
@@ -99,7 +107,11 @@ class Storage:
             start = next(iter(self._starts.values()), self.total)
             self.first = max(self.first, start)
 
-    def _allocate(self, name: str, like: Tensor) -> Tensor:
+    def _allocate(self, like: Mapping[str, Tensor]) -> None:
+        self.columns = {name: self._column_like(name, column) for name, column in like.items()}
+        self._arrays = {name: column.numpy() for name, column in self.columns.items()}
+
+    def _column_like(self, name: str, like: Tensor) -> Tensor:
         shape = (self.capacity, *like.shape[1:])
         if self._directory is None:
             return torch.empty(shape, dtype=like.dtype)
@@ -168,7 +180,7 @@ class Storage:
             "total": self.total,
             "first": self.first,
             "columns": {name: column[:used] for name, column in self.columns.items()},
-            "last": [[actor, *ends] for actor, ends in self._last.items()],
+            "last": [[actor, *map(torch.from_numpy, ends)] for actor, ends in self._last.items()],
             "starts": [list(pair) for pair in self._starts.items()],
         }
 
@@ -176,8 +188,8 @@ class Storage:
         """Undo `state`."""
         columns: Mapping[str, Tensor] = state["columns"]
         self.total, self.first = int(state["total"]), int(state["first"])
-        self.columns = {name: self._allocate(name, column) for name, column in columns.items()}
+        self._allocate(columns)
         for name, column in columns.items():
             self.columns[name][: len(column)] = column
-        self._last = {actor: tuple(ends) for actor, *ends in state["last"]}
+        self._last = {actor: tuple(end.numpy() for end in ends) for actor, *ends in state["last"]}
         self._starts = dict(map(tuple, state["starts"]))

@@ -69,6 +69,19 @@ def test_members_begin_with_different_weights() -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh", "silu"])
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_network_leaves_what_it_is_given_as_it_was_and_knows_second_derivatives(activation, members) -> None:
+    network = one(Ensemble(members=members, body=Body(hidden=(8, 6), activation=activation))).double()
+    obs, action = inputs(5, 3).double(), inputs(5, 2).double().requires_grad_()
+    before = obs.clone(), action.detach().clone()
+    network(obs, action)
+    assert torch.equal(obs, before[0])
+    assert torch.equal(action, before[1])
+    assert torch.autograd.gradcheck(lambda a: network(obs, a), action)
+    assert torch.autograd.gradgradcheck(lambda a: network(obs, a), action)
+
+
 def test_rows_may_have_any_leading_dimensions() -> None:
     for members in (1, 3):
         critic = one(Ensemble(members=members, body=SMALL))

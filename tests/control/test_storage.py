@@ -89,6 +89,32 @@ def test_the_oldest_rows_are_overwritten_and_chains_do_not_lead_to_what_took_the
     assert read(storage, 1, steps=3)["reward"] == [8.0]
 
 
+def test_rows_of_a_chunk_that_goes_over_the_end_lie_where_it_says() -> None:
+    storage = one_stream(capacity=7)
+    places = storage.insert_chunk(2, 0, chunk(column(7, 8, 9), episodes=column(1, 1, 1), steps=column(3, 4, 5)))
+    assert places.tolist() == [6, 0, 1]
+    assert read(storage, 6, 0, 1, 2, names=("reward",))["reward"] == [7.0, 8.0, 9.0, 3.0]
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.bool, torch.int32, torch.int64, torch.float32, torch.float64])
+def test_numbers_of_every_kind_come_back_as_they_were(kind) -> None:
+    storage, given = Storage(4), torch.tensor([[[0, 1], [1, 0]], [[1, 1], [0, 0]]]).to(kind)
+    columns = chunk([[1, 2], [3, 4]], episodes=[[0, 1], [0, 1]], steps=[[0, 0], [1, 1]])
+    places = storage.insert_chunk(0, 0, {**columns, "values": given.transpose(1, 2)})
+    found = storage.read(places, ("values",), gamma=GAMMA)["values"]
+    assert found.dtype == kind
+    assert torch.equal(found, given.transpose(1, 2).flatten(0, 1))
+
+
+def test_an_actor_that_writes_its_next_chunk_over_the_last_one_changes_nothing_that_is_stored() -> None:
+    storage, columns = Storage(10), chunk(column(1, 2), episodes=column(0, 0), steps=column(0, 1))
+    storage.insert_chunk(0, 0, columns)
+    for name, later in chunk(column(3, 4), episodes=column(0, 0), steps=column(2, 3)).items():
+        columns[name].copy_(later)
+    storage.insert_chunk(1, 0, columns)
+    assert read(storage, 1, steps=3)["reward"] == [2 + 3 / 2 + 4 / 4]
+
+
 def test_a_chunk_that_is_given_up_takes_what_lies_before_it_along() -> None:
     storage = one_stream()
     storage.keep_from(1)

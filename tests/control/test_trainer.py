@@ -135,13 +135,13 @@ def test_a_phase_leaves_out_terms_freezes_networks_sets_numbers_and_forgets_opti
     before = weights(of)
     of.finish_step([], Plan(updates=3))
     assert {n.partition(".")[0] for n, v in weights(of).items() if not torch.equal(v, before[n])} == {"critic", "critic_target"}
-    assert of._updater.moments["actor"].steps[0] == 0
+    assert of._updater.moments["actor"].step == 0
     before = weights(of)
     of.finish_step([], Plan(phase=1, updates=3))
     moved = {n.partition(".")[0] for n, v in weights(of).items() if not torch.equal(v, before[n])}
     assert "actor" in moved
     assert "critic" not in moved
-    assert of._updater.moments["actor"].steps[0] == 3
+    assert of._updater.moments["actor"].step == 3
 
 
 def test_learning_rates_fall_along_a_line_to_nothing() -> None:
