@@ -70,7 +70,7 @@ class GymConfig:
     """What an observation becomes: one vector of all its parts; its part called "image" with channels first; or itself."""
     physics: Mapping[str, float] = field(default_factory=dict)
     """Attributes of the innermost environment to set, such as `g` of Pendulum: a simulator that is wrong in a known way. For
-    MuJoCo `gravity`, `friction` and `density` are factors."""
+    MuJoCo `gravity`, `friction` and `density`, which is that of the bodies, are factors."""
 
     def build(self, *, picture: bool = False) -> Environment:
         """Raises `ConfigError` if Gymnasium, or what the environment needs, is not installed."""

@@ -120,24 +120,23 @@ def _seen(space: "kinds.Space", config: GymConfig) -> tuple[tuple[int, ...], boo
 
 
 def _change_physics(env: Any, physics: Mapping[str, float]) -> None:
-    """Set attributes of an environment, or scale those of a MuJoCo model."""
-    model = vars(env).get("model")
-    for name, value in physics.items():
-        if model is not None and name == "gravity":
-            model.opt.gravity[:] *= value
-        elif model is not None and name == "density":
-            model.opt.density *= value
-        elif model is not None and name == "friction":
-            model.geom_friction[:] *= value
-        elif name in vars(env):
-            vars(env)[name] = value
-        else:
+    """Set attributes of an environment, or scale quantities of a MuJoCo model."""
+    if not physics:
+        return
+    rest = dict(physics)
+    if "model" in vars(env):
+        from freerun.actors.mujoco import scale
+
+        rest = scale(env.model, env.data, physics)
+    for name, value in rest.items():
+        if name not in vars(env):
             raise ConfigError(
                 f"the environment has no attribute '{name}' to change",
                 given=f"physics {dict(physics)}",
                 expected="an attribute of it; for MuJoCo gravity, friction or density",
                 todo="correct env.physics",
             )
+        vars(env)[name] = value
 
 
 def _unusable(config: GymConfig, given: str, expected: str) -> ConfigError:
