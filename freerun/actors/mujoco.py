@@ -22,8 +22,8 @@ def _warn(text: str) -> None:
 def scale(model: mujoco.MjModel, data: mujoco.MjData, factors: Mapping[str, float]) -> dict[str, float]:
     """Multiply `gravity`, `friction` of all contacts, and `density` of all bodies; returns what is none of these.
 
-    Densities are given to the compiler of a model and not kept in it: what follows from them is mass and inertia, and from those
-    what constraints are solved with. The density of the medium is another quantity, which is 0 in most models.
+    Densities are given to the compiler of a model and not kept in it: what follows from them are masses and inertias, and from
+    those what constraints are solved with. The density of the medium is another quantity, which is 0 in most models.
 
     Raises `ConfigError` for bodies that would weigh nothing.
     """
