@@ -59,8 +59,9 @@ def offline(method: ControlConfig) -> Arm:
 def claim() -> Claim:
     return Claim(
         sentence=(
-            "With 20 real episodes of a training run and a simulator whose gravity is twice the real one, H2O ends with a score "
-            "on the real HalfCheetah that is above those of SAC in the simulator and of CQL on the data, each with 20,000 updates."
+            "With 20 real episodes of a training run and a simulator whose gravity is twice the real one, H2O ends with a "
+            "score on the real HalfCheetah that is above those of SAC in the simulator and of CQL on the data, each with "
+            "20,000 updates."
         ),
         paper="H2O (arXiv 2206.13464)",
         method=h2o,

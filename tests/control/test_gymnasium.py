@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from worlds import COUNT, COUNT_DISCRETE
 
-from freerun.actors.environment import GymConfig
+from freerun.actors.environment import GymConfig, Wrapper
 from freerun.actors.film import WIDTH, animated_png, film, smaller
 from freerun.errors import ConfigError
 
@@ -57,6 +57,7 @@ def test_physics_can_be_wrong_in_a_known_way() -> None:
         GymConfig(id="Pendulum-v1", physics={"gravitation": 1.0}).build()
 
 
+STACK = "gymnasium.wrappers:FrameStackObservation"
 CHEETAH = "HalfCheetah-v5"
 
 
@@ -101,9 +102,9 @@ def test_what_mujoco_cannot_change_is_refused() -> None:
 
 
 def test_an_image_in_an_observation_comes_with_its_channels_first() -> None:
-    env = GymConfig(id="MiniGrid-Empty-5x5-v0", modules=("minigrid",), see="image").build()
+    env = GymConfig(id="MiniGrid-Empty-5x5-v0", modules=("minigrid",), see="symbols").build()
     assert env.spaces.obs == (3, 7, 7)
-    assert env.spaces.pixels
+    assert (env.spaces.pixels, env.spaces.largest) == (True, 10)
     assert env.reset(0).shape == (3, 7, 7)
     assert env.reset(0).max() <= 10
 
@@ -120,6 +121,10 @@ def test_parts_of_an_observation_become_one_vector() -> None:
         (GymConfig(id="Nowhere-v0"), "cannot be made"),
         (GymConfig(id="CartPole-v1", modules=("no_such_module",)), "no_such_module"),
         (GymConfig(id="CartPole-v1", see="image"), "an image"),
+        (GymConfig(id="CartPole-v1", wrappers=(Wrapper(name="gymnasium.wrappers:NoSuchWrapper"),)), "is no wrapper"),
+        (GymConfig(id="CartPole-v1", wrappers=(Wrapper(name="os:system", options={"command": "true"}),)), "is no wrapper"),
+        (GymConfig(id="CartPole-v1", wrappers=(Wrapper(name="no_such_module:Frames"),)), "no_such_module"),
+        (GymConfig(id="CartPole-v1", wrappers=(Wrapper(name=STACK, options={"frames": 2}),)), "frames"),
     ],
 )
 def test_what_cannot_be_made_or_used_is_refused(env, said) -> None:
