@@ -85,6 +85,11 @@ class GymConfig:
     """Attributes of the innermost environment to set, such as `g` of Pendulum: a simulator that is wrong in a known way. For
     MuJoCo `gravity`, `friction` and `density`, which is that of the bodies, are factors."""
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `gymnasium.make` is given beside the id."""
+        return {**self.options, **({"max_episode_steps": self.max_steps} if self.max_steps else {})}
+
     def build(self, *, picture: bool = False) -> Environment:
         """Raises `ConfigError` if Gymnasium, or what the environment needs, is not installed."""
         from freerun.actors.gymnasium import make

@@ -28,11 +28,7 @@ LARGEST = {"image": 255, "symbols": 10}
 
 def make(config: GymConfig, *, picture: bool = False) -> "GymEnvironment":
     """See `GymConfig`. Raises `ConfigError` for an unknown id, missing packages, or spaces that nobody here can use."""
-    options = dict(config.options)
-    if picture:
-        options["render_mode"] = "rgb_array"
-    if config.max_steps:
-        options["max_episode_steps"] = config.max_steps
+    options = config.arguments | ({"render_mode": "rgb_array"} if picture else {})
     try:
         for module in config.modules:
             importlib.import_module(module)

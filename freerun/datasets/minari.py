@@ -3,6 +3,7 @@
 Shapes: T steps of an episode, whose observations are T + 1.
 """
 
+import importlib
 import json
 import os
 import re
@@ -168,10 +169,11 @@ def _acted(actions: Any, space: "kinds.Space", source: str) -> np.ndarray:
 def _check_fit(episodes: Episodes, world: "gymnasium.Env") -> None:
     """Raises `DataError` for episodes that `world` cannot have made."""
     seen, acted = world.observation_space, world.action_space
+    seen_shape = seen.shape if isinstance(seen, kinds.Box) else (kinds.flatdim(seen),)
     obs, action = episodes.columns["obs"], episodes.columns["action"]
     discrete = isinstance(acted, kinds.Discrete)
     shape = () if discrete else acted.shape
-    if seen.shape != obs.shape[1:] or shape != action.shape[1:] or discrete == action.is_floating_point():
+    if seen_shape != obs.shape[1:] or shape != action.shape[1:] or discrete == action.is_floating_point():
         raise DataError(
             f"data set '{episodes.name}' is of another environment",
             given=f"observations {tuple(obs.shape[1:])}, actions {tuple(action.shape[1:])} of {action.dtype}",
@@ -180,9 +182,27 @@ def _check_fit(episodes: Episodes, world: "gymnasium.Env") -> None:
         )
 
 
-def write(folder: Path, dataset_id: str, episodes: Episodes, *, env: str, about: str = "") -> Path:
+def _parts(space: "kinds.Space", obs_T: np.ndarray) -> Any:
+    """Observations as `space` has them: an array, or an array for each part."""
+    if isinstance(space, kinds.Box):
+        return obs_T
+    rows = [kinds.unflatten(space, row) for row in obs_T]
+    return {name: np.stack([row[name] for row in rows]) for name in space} if isinstance(space, kinds.Dict) else np.array(rows)
+
+
+def write(
+    folder: Path,
+    dataset_id: str,
+    episodes: Episodes,
+    *,
+    env: str,
+    modules: tuple[str, ...] = (),
+    options: Mapping[str, Any] | None = None,
+    about: str = "",
+) -> Path:
     """Write `episodes`, of the Gymnasium environment `env`, as the Minari data set `dataset_id` below `folder`; returns where
-    it is. Actions are scaled to the environment's bounds.
+    it is. Actions are scaled to the environment's bounds, and vectors that stand for several parts are these parts again.
+    `modules` are imported first, because they register the environment, and `options` go to `gymnasium.make`.
 
     Raises `ConfigError` for an environment, an id or a place that cannot be, `DataError` for episodes of another environment.
     """
@@ -194,7 +214,9 @@ def write(folder: Path, dataset_id: str, episodes: Episodes, *, env: str, about:
             todo="choose another id or folder",
         )
     try:
-        world = gymnasium.make(env)
+        for module in modules:
+            importlib.import_module(module)
+        world = gymnasium.make(env, **(options or {}))
     except (gymnasium.error.Error, ImportError) as error:
         raise ConfigError(
             "the environment of a data set cannot be made", given=f"{env}: {error}", expected="an id", todo="correct it"
@@ -212,7 +234,7 @@ def write(folder: Path, dataset_id: str, episodes: Episodes, *, env: str, about:
         buffers.append(
             EpisodeBuffer(
                 id=i,
-                observations=np.concatenate([obs[i].numpy(), next_obs[i][-1:].numpy()]),
+                observations=_parts(world.observation_space, np.concatenate([obs[i].numpy(), next_obs[i][-1:].numpy()])),
                 actions=played,
                 rewards=reward.tolist(),
                 terminations=terminated[i].tolist(),
