@@ -228,6 +228,8 @@ def write(
     for i, reward in enumerate(episodes.split("reward")):
         played = action[i].numpy()
         if isinstance(space, kinds.Box):
+            # In double precision: adding one takes digits of a small action that come back nowhere.
+            played = played.astype(np.float64)
             played = (space.low + (played.clip(-1.0, 1.0) + 1.0) * (space.high - space.low) / 2.0).astype(space.dtype)
         else:
             played = played + int(space.start)
