@@ -72,7 +72,7 @@ def test_grades_of_every_environment_are_made_read_exported_and_learned_from(nam
     seen = first.observations if isinstance(space, kinds.Box) else {n: part[0] for n, part in first.observations.items()}
     flat = seen[0] if isinstance(space, kinds.Box) else kinds.flatten(space, seen)
     assert np.allclose(flat, made["medium"].columns["obs"][0].numpy())
-    assert theirs.env_spec.id == grades.MAKINGS[name].env.id
+    assert theirs.spec.env_spec.id == grades.MAKINGS[name].env.id
     world.close()
 
     words = ["--methods", "bc", "iql", "--envs", name, "--grades", "medium", "medium-expert", "--seeds", "1", "--updates", "4"]
