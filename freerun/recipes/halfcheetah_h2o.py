@@ -1,5 +1,5 @@
 """H2O makes a cheetah run with what a training run left behind and a simulator whose gravity is twice the real one; it is
-judged in reality. Some minutes on one core, and the first time an hour or more to make the data."""
+judged in reality. Some minutes on one core, and the first time a quarter of an hour to make the data."""
 
 from freerun.actors.environment import ActorConfig, GymConfig
 from freerun.algorithms.control import h2o
