@@ -1,7 +1,7 @@
 """The beginning of a training run in reality, and a simulator with twice the gravity: H2O on a robot, against each alone.
 
-The data set is that of `freerun dataset make halfcheetah`, which has to be there before: to make it anew for every version of the
-code would take a quarter of an hour each.
+The data set is that of `freerun dataset make halfcheetah`, which has to be there before: to make it anew for every version of
+the code would take a quarter of an hour each.
 """
 
 from collections.abc import Mapping
@@ -48,8 +48,8 @@ def claim() -> Claim:
     return Claim(
         sentence=(
             "With what SAC collected on the real HalfCheetah until it was a third as good as in the end, and a simulator whose "
-            "gravity is twice the real one, H2O ends with a score on the real robot that is above those of SAC in the simulator "
-            "and of CQL on the data, each after 20,000 updates."
+            "gravity is twice the real one, H2O ends with a score on the real robot that is above those of SAC in the "
+            "simulator and of CQL on the data, each after 20,000 updates."
         ),
         paper="H2O (arXiv 2206.13464)",
         method=h2o,
