@@ -190,6 +190,33 @@ def _parts(space: "kinds.Space", obs_T: np.ndarray) -> Any:
     return {name: np.stack([row[name] for row in rows]) for name in space} if isinstance(space, kinds.Dict) else np.array(rows)
 
 
+def _buffers(episodes: Episodes, world: "gymnasium.Env") -> list[EpisodeBuffer]:
+    """The episodes as `world` has them."""
+    space, buffers = world.action_space, []
+    obs, next_obs, action = (episodes.split(name) for name in ("obs", "next_obs", "action"))
+    terminated, truncated = episodes.split("terminated"), episodes.split("truncated")
+    for i, reward in enumerate(episodes.split("reward")):
+        played = action[i].numpy()
+        if isinstance(space, kinds.Box):
+            # In double precision: adding one takes digits of a small action that come back nowhere.
+            share = (played.astype(np.float64).clip(-1.0, 1.0) + 1.0) / 2.0
+            played = (space.low + share * (space.high - space.low)).astype(space.dtype)
+        else:
+            played = played + int(space.start)
+        buffers.append(
+            EpisodeBuffer(
+                id=i,
+                observations=_parts(world.observation_space, np.concatenate([obs[i].numpy(), next_obs[i][-1:].numpy()])),
+                actions=played,
+                rewards=reward.tolist(),
+                terminations=terminated[i].tolist(),
+                truncations=truncated[i].tolist(),
+                infos={},
+            )
+        )
+    return buffers
+
+
 def write(
     folder: Path,
     dataset_id: str,
@@ -221,29 +248,8 @@ def write(
         raise ConfigError(
             "the environment of a data set cannot be made", given=f"{env}: {error}", expected="an id", todo="correct it"
         ) from error
-    space, buffers = world.action_space, []
     _check_fit(episodes, world)
-    obs, next_obs, action = (episodes.split(name) for name in ("obs", "next_obs", "action"))
-    terminated, truncated = episodes.split("terminated"), episodes.split("truncated")
-    for i, reward in enumerate(episodes.split("reward")):
-        played = action[i].numpy()
-        if isinstance(space, kinds.Box):
-            # In double precision: adding one takes digits of a small action that come back nowhere.
-            played = played.astype(np.float64)
-            played = (space.low + (played.clip(-1.0, 1.0) + 1.0) * (space.high - space.low) / 2.0).astype(space.dtype)
-        else:
-            played = played + int(space.start)
-        buffers.append(
-            EpisodeBuffer(
-                id=i,
-                observations=_parts(world.observation_space, np.concatenate([obs[i].numpy(), next_obs[i][-1:].numpy()])),
-                actions=played,
-                rewards=reward.tolist(),
-                terminations=terminated[i].tolist(),
-                truncations=truncated[i].tolist(),
-                infos={},
-            )
-        )
+    buffers = _buffers(episodes, world)
     scores = episodes.scores
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -261,7 +267,7 @@ def write(
                 buffers,
                 env=world,
                 observation_space=world.observation_space,
-                action_space=space,
+                action_space=world.action_space,
                 ref_min_score=scores[0] if scores else None,
                 ref_max_score=scores[1] if scores else None,
                 description=about or f"{episodes.name}, written by Freerun",
