@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from freerun.actors.environment import GymConfig
 from freerun.datasets.base import Episodes
 from freerun.datasets.files import FileConfig, MinariConfig
 from freerun.datasets.grades import GRADES, Grade
@@ -56,10 +57,13 @@ def _dataset(arguments: argparse.Namespace, rest: list[str]) -> int:
         from freerun.datasets.minari import write
 
         episodes = _found(arguments.source)
-        env = arguments.env or episodes.about.get("env")
-        if env is None:
+        name = arguments.env or episodes.about.get("env")
+        if name is None:
             raise ConfigError("nobody knows the environment", given=arguments.source, expected="--env ID", todo="name it")
-        console.print(str(write(arguments.folder, arguments.id, episodes, env=env)), soft_wrap=True)
+        own = {making.env.id: making.env for making in grades.MAKINGS.values()}
+        env = own.get(name, GymConfig(id=name))
+        where = write(arguments.folder, arguments.id, episodes, env=env.id, modules=env.modules, options=env.arguments)
+        console.print(str(where), soft_wrap=True)
     return 0
 
 

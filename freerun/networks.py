@@ -17,7 +17,7 @@ class Body:
     """What follows each of them."""
     layer_norm: bool = False
     """Normalise each hidden layer before its activation."""
-    encoder: Literal["flat", "pixels", "grid", "auto"] = "flat"
+    encoder: Literal["flat", "pixels", "grid", "auto"] = "auto"
     """How an observation becomes a vector: as it is, by the convolutions of Mnih et al. 2015, by those for small grids, or by
     whichever of these its shape asks for."""
     init: Literal["default", "orthogonal"] = "default"

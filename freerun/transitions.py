@@ -31,7 +31,9 @@ class Spaces:
     actions: int
     discrete: bool
     pixels: bool = False
-    """Observations are bytes: colours from 0 to 255, or symbols."""
+    """Observations are bytes: colours, or symbols."""
+    largest: int = 255
+    """The largest of these: what networks divide them by."""
 
 
 TRANSITIONS: Mapping[str, Column] = {

@@ -55,6 +55,16 @@ class EnvConfig(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wrapper:
+    """What Gymnasium calls a wrapper, around an environment: one that changes what is seen, done or paid."""
+
+    name: str
+    """Its module and class, as in `gymnasium.wrappers:FrameStackObservation`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GymConfig:
     """A Gymnasium environment by its id."""
 
@@ -66,11 +76,19 @@ class GymConfig:
     """Modules to import first, which register the id."""
     max_steps: int = 0
     """Steps after which an episode is truncated; 0 leaves it to the environment."""
-    see: Literal["flat", "image", "whole"] = "flat"
-    """What an observation becomes: one vector of all its parts; its part called "image" with channels first; or itself."""
+    wrappers: tuple[Wrapper, ...] = ()
+    """Put around it one after another, the outermost last."""
+    see: Literal["flat", "image", "symbols", "whole"] = "flat"
+    """What an observation becomes: one vector of all its parts; the image that it is or has, with channels first, those of
+    stacked frames one after another; the same where its bytes are no colours but MiniGrid's symbols, up to 10; or itself."""
     physics: Mapping[str, float] = field(default_factory=dict)
     """Attributes of the innermost environment to set, such as `g` of Pendulum: a simulator that is wrong in a known way. For
-    MuJoCo `gravity`, `friction` and `density` are factors."""
+    MuJoCo `gravity`, `friction` and `density`, which is that of the bodies, are factors."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `gymnasium.make` is given beside the id."""
+        return {**self.options, **({"max_episode_steps": self.max_steps} if self.max_steps else {})}
 
     def build(self, *, picture: bool = False) -> Environment:
         """Raises `ConfigError` if Gymnasium, or what the environment needs, is not installed."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from freerun.actors.environment import GymConfig, Step
+from freerun.actors.environment import GymConfig, Step, Wrapper
 from freerun.errors import ConfigError
 from freerun.transitions import Spaces
 
@@ -22,13 +22,13 @@ except ImportError as error:
     ) from error
 
 
+LARGEST = {"image": 255, "symbols": 10}
+"""Ways to see an image of bytes, and the largest of these."""
+
+
 def make(config: GymConfig, *, picture: bool = False) -> "GymEnvironment":
     """See `GymConfig`. Raises `ConfigError` for an unknown id, missing packages, or spaces that nobody here can use."""
-    options = dict(config.options)
-    if picture:
-        options["render_mode"] = "rgb_array"
-    if config.max_steps:
-        options["max_episode_steps"] = config.max_steps
+    options = config.arguments | ({"render_mode": "rgb_array"} if picture else {})
     try:
         for module in config.modules:
             importlib.import_module(module)
@@ -42,7 +42,25 @@ def make(config: GymConfig, *, picture: bool = False) -> "GymEnvironment":
             todo="correct env.id, or pip install 'freerun[control]'",
         ) from error
     _change_physics(env.unwrapped, config.physics)
+    for wrapper in config.wrappers:
+        env = _wrapped(env, wrapper)
     return GymEnvironment(env, config)
+
+
+def _wrapped(env: "gymnasium.Env", wrapper: Wrapper) -> "gymnasium.Env":
+    module, _, name = wrapper.name.partition(":")
+    try:
+        kind = vars(importlib.import_module(module)).get(name)
+        if not (isinstance(kind, type) and issubclass(kind, gymnasium.Wrapper)):
+            raise TypeError(f"{name or 'nothing'} of {module} is no wrapper of Gymnasium")
+        return kind(env, **wrapper.options)
+    except (gymnasium.error.Error, ImportError, TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"'{wrapper.name}' cannot be put around the environment",
+            given=f"{dict(wrapper.options)}: {type(error).__name__}: {error}",
+            expected="module:class of a gymnasium.Wrapper, with the arguments that it takes",
+            todo="correct env.wrappers",
+        ) from error
 
 
 def _hush(env: str) -> None:
@@ -59,7 +77,7 @@ class GymEnvironment:
 
     def __init__(self, env: "gymnasium.Env", config: GymConfig) -> None:
         self._env, self._see = env, config.see
-        shape, pixels = _seen(env.observation_space, config)
+        shape, largest = _seen(env.observation_space, config)
         action = env.action_space
         self._discrete = isinstance(action, kinds.Discrete)
         if isinstance(action, kinds.Discrete):
@@ -69,7 +87,9 @@ class GymEnvironment:
             self._one = np.ones_like(action.low)
         else:
             raise _unusable(config, f"actions {action}", "Discrete, or a bounded Box with one dimension")
-        self.spaces = Spaces(obs=shape, actions=num, discrete=self._discrete, pixels=pixels)
+        self.spaces = Spaces(
+            obs=shape, actions=num, discrete=self._discrete, pixels=bool(largest), largest=largest or LARGEST["image"]
+        )
 
     @property
     def inner(self) -> Any:
@@ -98,48 +118,56 @@ class GymEnvironment:
         self._env.close()
 
     def _array(self, obs: Any) -> np.ndarray:
-        if self._see == "image":
-            return np.ascontiguousarray(np.moveaxis(obs["image"] if isinstance(obs, Mapping) else obs, -1, 0))
+        if self._see in LARGEST:
+            return _channels_first(np.asarray(obs["image"] if isinstance(obs, Mapping) else obs))
         if self._see == "flat" and not isinstance(obs, np.ndarray):
             return np.asarray(kinds.flatten(self._env.observation_space, obs), dtype=np.float32)
         return np.asarray(obs, dtype=np.float32).reshape(-1) if self._see == "flat" else np.asarray(obs)
 
 
-def _seen(space: "kinds.Space", config: GymConfig) -> tuple[tuple[int, ...], bool]:
-    """The shape of what networks see, and whether it is bytes."""
-    if config.see == "image":
+def _channels_first(image: np.ndarray) -> np.ndarray:
+    """[height, width], [height, width, channels] or [frames, height, width, channels] as [channels, height, width]."""
+    if image.ndim == 2:
+        return image[None]
+    frames = image if image.ndim == 4 else image[None]
+    return np.moveaxis(frames, -1, 1).reshape(-1, *frames.shape[1:3])
+
+
+def _seen(space: "kinds.Space", config: GymConfig) -> tuple[tuple[int, ...], int]:
+    """The shape of what networks see; and, if it is bytes, the largest of them, else 0."""
+    if config.see in LARGEST:
         image = space["image"] if isinstance(space, kinds.Dict) else space
-        if not isinstance(image, kinds.Box) or len(image.shape) != 3:
+        if not isinstance(image, kinds.Box) or len(image.shape) not in (2, 3, 4):
             raise _unusable(config, f"observations {space}", "an image, or a part called 'image'")
-        return (image.shape[2], *image.shape[:2]), image.dtype == np.uint8 and float(np.max(image.high)) > 100
+        of_bytes = image.dtype == np.uint8 and (config.see == "symbols" or float(np.max(image.high)) > 100)
+        return _channels_first(np.zeros(image.shape, bool)).shape, LARGEST[config.see] if of_bytes else 0
     if config.see == "whole":
         if not isinstance(space, kinds.Box):
             raise _unusable(config, f"observations {space}", "a Box")
-        return space.shape, space.dtype == np.uint8
+        return space.shape, LARGEST["image"] if space.dtype == np.uint8 else 0
     if not space.is_np_flattenable:
         raise _unusable(config, f"observations {space}", "what can be flattened into a vector")
-    return (kinds.flatdim(space),), False
+    return (kinds.flatdim(space),), 0
 
 
 def _change_physics(env: Any, physics: Mapping[str, float]) -> None:
-    """Set attributes of an environment, or scale those of a MuJoCo model."""
-    model = vars(env).get("model")
-    for name, value in physics.items():
-        if model is not None and name == "gravity":
-            model.opt.gravity[:] *= value
-        elif model is not None and name == "density":
-            model.opt.density *= value
-        elif model is not None and name == "friction":
-            model.geom_friction[:] *= value
-        elif name in vars(env):
-            vars(env)[name] = value
-        else:
+    """Set attributes of an environment, or scale quantities of a MuJoCo model."""
+    if not physics:
+        return
+    rest = dict(physics)
+    if "model" in vars(env):
+        from freerun.actors.mujoco import scale
+
+        rest = scale(env.model, env.data, physics)
+    for name, value in rest.items():
+        if name not in vars(env):
             raise ConfigError(
                 f"the environment has no attribute '{name}' to change",
                 given=f"physics {dict(physics)}",
                 expected="an attribute of it; for MuJoCo gravity, friction or density",
                 todo="correct env.physics",
             )
+        vars(env)[name] = value
 
 
 def _unusable(config: GymConfig, given: str, expected: str) -> ConfigError:

@@ -15,7 +15,7 @@ from freerun.claims.control import Job
 from freerun.store.phases import Phase, Portion
 from freerun.tasks.minigrid import GridDemos
 
-ROOMS = GymConfig(id="MiniGrid-MultiRoom-N2-S4-v0", modules=("minigrid",), see="image")
+ROOMS = GymConfig(id="MiniGrid-MultiRoom-N2-S4-v0", modules=("minigrid",), see="symbols")
 JOB = Job(
     env=ROOMS,
     scores=GridDemos(env=ROOMS, levels=1, episodes=1),

@@ -3,6 +3,7 @@
 Shapes: T steps of an episode, whose observations are T + 1.
 """
 
+import importlib
 import json
 import os
 import re
@@ -168,10 +169,11 @@ def _acted(actions: Any, space: "kinds.Space", source: str) -> np.ndarray:
 def _check_fit(episodes: Episodes, world: "gymnasium.Env") -> None:
     """Raises `DataError` for episodes that `world` cannot have made."""
     seen, acted = world.observation_space, world.action_space
+    seen_shape = seen.shape if isinstance(seen, kinds.Box) else (kinds.flatdim(seen),)
     obs, action = episodes.columns["obs"], episodes.columns["action"]
     discrete = isinstance(acted, kinds.Discrete)
     shape = () if discrete else acted.shape
-    if seen.shape != obs.shape[1:] or shape != action.shape[1:] or discrete == action.is_floating_point():
+    if seen_shape != obs.shape[1:] or shape != action.shape[1:] or discrete == action.is_floating_point():
         raise DataError(
             f"data set '{episodes.name}' is of another environment",
             given=f"observations {tuple(obs.shape[1:])}, actions {tuple(action.shape[1:])} of {action.dtype}",
@@ -180,9 +182,54 @@ def _check_fit(episodes: Episodes, world: "gymnasium.Env") -> None:
         )
 
 
-def write(folder: Path, dataset_id: str, episodes: Episodes, *, env: str, about: str = "") -> Path:
+def _parts(space: "kinds.Space", obs_T: np.ndarray) -> Any:
+    """Observations as `space` has them: an array, or an array for each part."""
+    if isinstance(space, kinds.Box):
+        return obs_T
+    rows = [kinds.unflatten(space, row) for row in obs_T]
+    return {name: np.stack([row[name] for row in rows]) for name in space} if isinstance(space, kinds.Dict) else np.array(rows)
+
+
+def _buffers(episodes: Episodes, world: "gymnasium.Env") -> list[EpisodeBuffer]:
+    """The episodes as `world` has them."""
+    space, buffers = world.action_space, []
+    obs, next_obs, action = (episodes.split(name) for name in ("obs", "next_obs", "action"))
+    terminated, truncated = episodes.split("terminated"), episodes.split("truncated")
+    for i, reward in enumerate(episodes.split("reward")):
+        played = action[i].numpy()
+        if isinstance(space, kinds.Box):
+            # In double precision: adding one takes digits of a small action that come back nowhere.
+            share = (played.astype(np.float64).clip(-1.0, 1.0) + 1.0) / 2.0
+            played = (space.low + share * (space.high - space.low)).astype(space.dtype)
+        else:
+            played = played + int(space.start)
+        buffers.append(
+            EpisodeBuffer(
+                id=i,
+                observations=_parts(world.observation_space, np.concatenate([obs[i].numpy(), next_obs[i][-1:].numpy()])),
+                actions=played,
+                rewards=reward.tolist(),
+                terminations=terminated[i].tolist(),
+                truncations=truncated[i].tolist(),
+                infos={},
+            )
+        )
+    return buffers
+
+
+def write(
+    folder: Path,
+    dataset_id: str,
+    episodes: Episodes,
+    *,
+    env: str,
+    modules: tuple[str, ...] = (),
+    options: Mapping[str, Any] | None = None,
+    about: str = "",
+) -> Path:
     """Write `episodes`, of the Gymnasium environment `env`, as the Minari data set `dataset_id` below `folder`; returns where
-    it is. Actions are scaled to the environment's bounds.
+    it is. Actions are scaled to the environment's bounds, and vectors that stand for several parts are these parts again.
+    `modules` are imported first, because they register the environment, and `options` go to `gymnasium.make`.
 
     Raises `ConfigError` for an environment, an id or a place that cannot be, `DataError` for episodes of another environment.
     """
@@ -194,32 +241,15 @@ def write(folder: Path, dataset_id: str, episodes: Episodes, *, env: str, about:
             todo="choose another id or folder",
         )
     try:
-        world = gymnasium.make(env)
+        for module in modules:
+            importlib.import_module(module)
+        world = gymnasium.make(env, **(options or {}))
     except (gymnasium.error.Error, ImportError) as error:
         raise ConfigError(
             "the environment of a data set cannot be made", given=f"{env}: {error}", expected="an id", todo="correct it"
         ) from error
-    space, buffers = world.action_space, []
     _check_fit(episodes, world)
-    obs, next_obs, action = (episodes.split(name) for name in ("obs", "next_obs", "action"))
-    terminated, truncated = episodes.split("terminated"), episodes.split("truncated")
-    for i, reward in enumerate(episodes.split("reward")):
-        played = action[i].numpy()
-        if isinstance(space, kinds.Box):
-            played = (space.low + (played.clip(-1.0, 1.0) + 1.0) * (space.high - space.low) / 2.0).astype(space.dtype)
-        else:
-            played = played + int(space.start)
-        buffers.append(
-            EpisodeBuffer(
-                id=i,
-                observations=np.concatenate([obs[i].numpy(), next_obs[i][-1:].numpy()]),
-                actions=played,
-                rewards=reward.tolist(),
-                terminations=terminated[i].tolist(),
-                truncations=truncated[i].tolist(),
-                infos={},
-            )
-        )
+    buffers = _buffers(episodes, world)
     scores = episodes.scores
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -237,7 +267,7 @@ def write(folder: Path, dataset_id: str, episodes: Episodes, *, env: str, about:
                 buffers,
                 env=world,
                 observation_space=world.observation_space,
-                action_space=space,
+                action_space=world.action_space,
                 ref_min_score=scores[0] if scores else None,
                 ref_max_score=scores[1] if scores else None,
                 description=about or f"{episodes.name}, written by Freerun",

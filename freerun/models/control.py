@@ -51,14 +51,15 @@ def _build(network: Network, spaces: Spaces, generator: Generator, normalise: bo
         case Neighbours():
             from freerun.models.neighbours import NeighboursNetwork
 
-            return NeighboursNetwork(network, Observer(Body(), spaces, generator, normalise))
+            return NeighboursNetwork(network, Observer(Body(encoder="flat"), spaces, generator, normalise))
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------------------
 
 
 class Observer(nn.Module):
-    """From an observation to a vector: normalised (with statistics that `set_statistics` gives; identity before), encoded."""
+    """From an observation to a vector: normalised (with statistics that `set_statistics` gives; identity before), or bytes as
+    shares of the largest; then encoded."""
 
     shift: Tensor
     scale: Tensor
@@ -67,13 +68,12 @@ class Observer(nn.Module):
         super().__init__()
         self.normalise = normalise and not spaces.pixels
         self._dims = len(spaces.obs)
-        # Colours go up to 255, the symbols of MiniGrid to 10: its images are of bytes too.
         encoder = _fitting(spaces.obs) if body.encoder == "auto" else body.encoder
-        self._largest = {"pixels": 255.0, "grid": 10.0, "flat": 1.0}[encoder] if spaces.pixels else 1.0
+        self._largest = spaces.largest if spaces.pixels else 0
         if self.normalise:
             self.register_buffer("shift", torch.zeros(spaces.obs))
             self.register_buffer("scale", torch.ones(spaces.obs))
-        if (encoder != "flat") != (len(spaces.obs) == 3):
+        if len(spaces.obs) != (1 if encoder == "flat" else 3):
             raise ConfigError(
                 f"encoder '{encoder}' does not fit the observations",
                 given=f"observations of shape {spaces.obs}",
@@ -87,11 +87,12 @@ class Observer(nn.Module):
     def forward(self, obs_B: Tensor) -> Tensor:
         if self.normalise:
             obs_B = ((obs_B - self.shift) * self.scale).clamp(-CLIP, CLIP)
+        elif self._largest:
+            obs_B = obs_B.float() / self._largest
         if self.convolutions is None:
             return obs_B
         lead = obs_B.shape[: -self._dims]
-        image_B = obs_B.reshape(-1, *obs_B.shape[-self._dims :])
-        return self.convolutions(image_B.float() / self._largest).reshape(*lead, -1)
+        return self.convolutions(obs_B.reshape(-1, *obs_B.shape[-self._dims :])).reshape(*lead, -1)
 
     @property
     def statistics(self) -> Tensor:

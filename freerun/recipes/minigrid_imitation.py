@@ -11,7 +11,7 @@ from freerun.trainer.control_config import ControlTrainerConfig, DatasetConfig
 
 
 def recipe() -> ControlRun:
-    env = GymConfig(id="MiniGrid-MultiRoom-N2-S4-v0", modules=("minigrid",), see="image")
+    env = GymConfig(id="MiniGrid-MultiRoom-N2-S4-v0", modules=("minigrid",), see="symbols")
     demos = (Portion(source="dataset"),)
     phases = (
         Phase(name="imitation", updates=1_000, sources=demos, off=("policy", "value")),

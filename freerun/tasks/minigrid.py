@@ -42,7 +42,7 @@ class GridDemos:
     """Which levels, and which random actions."""
 
     def __post_init__(self) -> None:
-        if not (1 <= self.levels <= self.episodes and 0.0 <= self.random < 1.0 and self.env.see == "image"):
+        if not (1 <= self.levels <= self.episodes and 0.0 <= self.random < 1.0 and self.env.see in ("image", "symbols")):
             raise ConfigError(
                 "these demonstrations cannot be made",
                 given=self,

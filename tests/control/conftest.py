@@ -136,6 +136,11 @@ def chunk_of(spaces: Spaces, steps: int, envs: int, gamma: float) -> Batch:
     def normal(*more: int) -> Tensor:
         return torch.randn(*shape, *more, generator=make)
 
+    def seen() -> Tensor:
+        if not spaces.pixels:
+            return normal(*spaces.obs)
+        return torch.randint(spaces.largest + 1, (*shape, *spaces.obs), generator=make, dtype=torch.uint8)
+
     if spaces.discrete:
         action, next_action = (torch.randint(spaces.actions, shape, generator=make) for _ in range(2))
     else:
@@ -144,10 +149,10 @@ def chunk_of(spaces: Spaces, steps: int, envs: int, gamma: float) -> Batch:
     terminated[2, 1] = truncated[4, 3] = True
     return transitions(
         {
-            "obs": normal(*spaces.obs),
+            "obs": seen(),
             "action": action,
             "reward": normal(),
-            "next_obs": normal(*spaces.obs),
+            "next_obs": seen(),
             "terminated": terminated,
             "truncated": truncated,
             "discount": gamma * (~terminated).float(),

@@ -3,12 +3,13 @@
 import struct
 import zlib
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import pytest
 from worlds import COUNT, COUNT_DISCRETE
 
-from freerun.actors.environment import GymConfig
+from freerun.actors.environment import GymConfig, Wrapper
 from freerun.actors.film import WIDTH, animated_png, film, smaller
 from freerun.errors import ConfigError
 
@@ -56,19 +57,54 @@ def test_physics_can_be_wrong_in_a_known_way() -> None:
         GymConfig(id="Pendulum-v1", physics={"gravitation": 1.0}).build()
 
 
-def test_physics_of_mujoco_are_factors() -> None:
-    right, moon = (
-        GymConfig(id="Hopper-v5").build(),
-        GymConfig(id="Hopper-v5", physics={"gravity": 0.5, "friction": 2.0}).build(),
-    )
-    assert moon._env.unwrapped.model.opt.gravity[2] == pytest.approx(right._env.unwrapped.model.opt.gravity[2] / 2)
-    assert moon._env.unwrapped.model.geom_friction == pytest.approx(2 * right._env.unwrapped.model.geom_friction)
+STACK = "gymnasium.wrappers:FrameStackObservation"
+CHEETAH = "HalfCheetah-v5"
+
+
+def model_of(**physics: float):
+    """MuJoCo's model of a cheetah whose physics are these factors."""
+    return GymConfig(id=CHEETAH, physics=physics).build().inner.model
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_physics_of_mujoco_are_factors(factor) -> None:
+    right, changed = model_of(), model_of(gravity=factor, friction=factor, density=factor)
+    for quantity in map(attrgetter, ("geom_friction", "body_mass", "body_inertia", "body_subtreemass")):
+        assert quantity(changed) == pytest.approx(factor * quantity(right))
+    assert changed.opt.gravity == pytest.approx(factor * right.opt.gravity)
+    assert changed.opt.density == right.opt.density == 0.0, "that of the air"
+
+
+def test_what_a_heavier_body_resists_constraints_with_follows_from_its_mass() -> None:
+    right, heavy = model_of(), model_of(density=2.0)
+    assert (right.dof_invweight0 > heavy.dof_invweight0).all()
+
+
+def fall(**physics: float) -> np.ndarray:
+    """What a cheetah sees on ten steps of pushing off."""
+    env = GymConfig(id=CHEETAH, physics=physics).build()
+    env.reset(0)
+    return np.array([env.step(np.full(6, np.sin(t), np.float32)).obs for t in range(10)])
+
+
+def test_each_changed_quantity_of_mujoco_moves_a_cheetah_otherwise_and_a_factor_of_1_does_not() -> None:
+    right = fall()
+    assert np.array_equal(right, fall(gravity=1.0, friction=1.0, density=1.0))
+    for name in ("gravity", "friction", "density"):
+        assert not np.allclose(right, fall(**{name: 0.5}), atol=1e-3), name
+
+
+def test_what_mujoco_cannot_change_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'wind'"):
+        model_of(wind=2.0)
+    with pytest.raises(ConfigError, match="weigh something"):
+        model_of(density=0.0)
 
 
 def test_an_image_in_an_observation_comes_with_its_channels_first() -> None:
-    env = GymConfig(id="MiniGrid-Empty-5x5-v0", modules=("minigrid",), see="image").build()
+    env = GymConfig(id="MiniGrid-Empty-5x5-v0", modules=("minigrid",), see="symbols").build()
     assert env.spaces.obs == (3, 7, 7)
-    assert env.spaces.pixels
+    assert (env.spaces.pixels, env.spaces.largest) == (True, 10)
     assert env.reset(0).shape == (3, 7, 7)
     assert env.reset(0).max() <= 10
 
@@ -85,6 +121,10 @@ def test_parts_of_an_observation_become_one_vector() -> None:
         (GymConfig(id="Nowhere-v0"), "cannot be made"),
         (GymConfig(id="CartPole-v1", modules=("no_such_module",)), "no_such_module"),
         (GymConfig(id="CartPole-v1", see="image"), "an image"),
+        (GymConfig(id="CartPole-v1", wrappers=(Wrapper(name="gymnasium.wrappers:NoSuchWrapper"),)), "is no wrapper"),
+        (GymConfig(id="CartPole-v1", wrappers=(Wrapper(name="os:system", options={"command": "true"}),)), "is no wrapper"),
+        (GymConfig(id="CartPole-v1", wrappers=(Wrapper(name="no_such_module:Frames"),)), "no_such_module"),
+        (GymConfig(id="CartPole-v1", wrappers=(Wrapper(name=STACK, options={"frames": 2}),)), "frames"),
     ],
 )
 def test_what_cannot_be_made_or_used_is_refused(env, said) -> None:

@@ -16,6 +16,7 @@ from freerun.transitions import Spaces
 BOX, KEYS = Spaces(obs=(3,), actions=2, discrete=False), Spaces(obs=(3,), actions=4, discrete=True)
 SCREEN = Spaces(obs=(4, 84, 84), actions=4, discrete=True, pixels=True)
 GRID = Spaces(obs=(3, 7, 7), actions=7, discrete=True)
+WALL = Spaces(obs=(40, 40), actions=7, discrete=True)
 SMALL = Body(hidden=(8, 6))
 
 
@@ -169,13 +170,13 @@ def test_small_grids_have_convolutions_of_their_own() -> None:
     policy = one(Policy(body=Body(hidden=(16,), encoder="grid")), GRID)
     assert policy(inputs(5, 3, 7, 7)).logp_BA.shape == (5, 7)
     assert policy.observer.width == 64 * 4 * 4
-    symbols = replace(GRID, pixels=True)
+    symbols = replace(GRID, pixels=True, largest=10)
     tens = torch.full((1, 3, 7, 7), 10, dtype=torch.uint8)
     same = one(Policy(body=Body(hidden=(16,), encoder="grid")), symbols)
     assert torch.allclose(same(tens).logp_BA, policy(torch.ones(1, 3, 7, 7)).logp_BA, atol=1e-6)
 
 
-@pytest.mark.parametrize(("body", "spaces"), [(Body(), SCREEN), (Body(encoder="pixels"), BOX)])
+@pytest.mark.parametrize(("body", "spaces"), [(Body(encoder="flat"), SCREEN), (Body(encoder="pixels"), BOX), (Body(), WALL)])
 def test_an_encoder_that_does_not_fit_the_observations_is_refused(body, spaces) -> None:
     with pytest.raises(ConfigError, match="does not fit the observations"):
         one(Deterministic(body=body), spaces)

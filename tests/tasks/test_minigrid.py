@@ -9,7 +9,7 @@ from freerun.tasks.minigrid import FORWARD, LEFT, PICKUP, TOGGLE, GridDemos, pla
 
 
 def grid(name, **options):
-    return GymConfig(id=f"MiniGrid-{name}", modules=("minigrid",), see="image", **options)
+    return GymConfig(id=f"MiniGrid-{name}", modules=("minigrid",), see="symbols", **options)
 
 
 ROOMS = grid("MultiRoom-N2-S4-v0")

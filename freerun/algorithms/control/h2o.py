@@ -65,7 +65,8 @@ class Config:
         check(self, rules | {"real and simulated differ": self.real != self.simulated})
 
     def build(self) -> ControlAlgorithm:
-        body = Body(hidden=self.hidden)
+        # Noise on observations, and deviations of them, are of numbers and not of bytes.
+        body = Body(hidden=self.hidden, encoder="flat")
         tells = partial(Term, trains=("tells_sa", "tells_sas"), lr=self.lr)
         critic = partial(Term, trains=("critic",), lr=self.lr)
         labels = {self.real: dynamics_gap.REAL, self.simulated: dynamics_gap.SIMULATED}

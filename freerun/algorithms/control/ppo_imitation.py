@@ -54,7 +54,7 @@ class Config:
         check(self, rules)
 
     def build(self) -> ControlAlgorithm:
-        body = Body(hidden=self.hidden, activation="tanh", init="orthogonal", encoder="auto")
+        body = Body(hidden=self.hidden, activation="tanh", init="orthogonal")
         policy, imitation = partial(policy_loss, config=self), partial(imitation_loss, config=self)
         between = Stage(terms=("imitation",), epochs=self.times, minibatches=1)
         return ControlAlgorithm(

@@ -95,7 +95,8 @@ class Config:
         check(self, rules | {"members, models, horizon, review_every >= 1": min(counts) >= 1})
 
     def build(self) -> ControlAlgorithm:
-        body, lr = Body(hidden=self.hidden), self.offline_lr
+        # The model adds changes up to observations, which bytes are no numbers for.
+        body, lr = Body(hidden=self.hidden, encoder="flat"), self.offline_lr
         policy = Policy(body=body, squash=False, tanh_mean=True, state_std=False)
         members = tuple(f"member_{i}" for i in range(self.members))
         networks: dict[str, Network] = dict.fromkeys(("actor", *members), policy)
