@@ -78,15 +78,18 @@ def manifest_of(
 
 
 def fill(buffer_N: Tensor, manifest: Mapping[str, tuple[str, tuple[int, ...], int]], tensors: Mapping[str, Tensor]) -> None:
-    """Copy `tensors` to their places in `buffer_N`, casting on the way; tied names are copied once."""
+    """Copy `tensors` to their places in `buffer_N`, casting on the way; tied names are copied once. All of it is there when
+    this returns, or, on the tensors' own device, for what that device does next."""
     places = views(buffer_N, manifest)
-    written: set[int] = set()
+    first = {manifest[name][2]: name for name in reversed(tensors) if tensors[name].numel()}
+    away = any(tensors[name].device != buffer_N.device for name in first.values())
+    if not first:
+        return
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            offset = manifest[name][2]
-            if tensor.numel() and offset not in written:
-                places[name].copy_(tensor)
-                written.add(offset)
+        # All in one call, which on CUDA is a few launches, and which waits for copies to other devices once and not each time.
+        torch._foreach_copy_([places[n] for n in first.values()], [tensors[n] for n in first.values()], non_blocking=away)
+    if away:
+        torch.cuda.synchronize()
 
 
 def views(buffer_N: Tensor, manifest: Mapping[str, tuple[str, tuple[int, ...], int]]) -> dict[str, Tensor]:

@@ -102,6 +102,18 @@ class _Segment:
     descriptor: int
     header: mmap.mmap
     buffer_N: Tensor
+    pinned: bool = False
+
+    def pin(self) -> None:
+        """Let CUDA copy to the pages directly, which is several times as fast."""
+        if not self.pinned:
+            failed = torch.cuda.cudart().cudaHostRegister(self.buffer_N.data_ptr(), len(self.buffer_N), 0)
+            self.pinned = int(failed) == 0
+
+    def unpin(self) -> None:
+        if self.pinned:
+            torch.cuda.cudart().cudaHostUnregister(self.buffer_N.data_ptr())
+            self.pinned = False
 
     def mark(self, version: int) -> None:
         struct.pack_into("=q", self.header, 0, version)
@@ -147,6 +159,7 @@ def _reserve(descriptor: int, total: int) -> None:
 def _discard(segment: _Segment) -> None:
     """Remove the file. Readers that mapped it keep their pages; its own are freed with the last tensor that views them."""
     segment.mark(WRITING)
+    segment.unpin()
     segment.path.unlink(missing_ok=True)
     fcntl.flock(segment.descriptor, fcntl.LOCK_UN)
     os.close(segment.descriptor)
@@ -170,6 +183,8 @@ class SharedPublisher:
         manifest, size = manifest_of(tensors, self._dtype)
         segment = self._pool.take(version, size)
         segment.mark(WRITING)
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            segment.pin()
         fill(segment.buffer_N, manifest, tensors)
         segment.mark(version)
         self._pool.commit(version, segment)
