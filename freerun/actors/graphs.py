@@ -47,7 +47,6 @@ class Passes:
         self._run, self._device = run, device
         self._input_3N = torch.zeros(3, SIZES[-1], dtype=torch.int64, device=device)
         self._graphs: dict[int, Graph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
         self._storage: Tensor | None = None
 
     def __call__(self, token_N: Tensor, plan: Plan) -> Tensor:
@@ -58,6 +57,8 @@ class Passes:
             return self._run(token_N, plan)
         if slots.keys_LSKTD is not self._storage:
             self._graphs, self._storage = {}, slots.keys_LSKTD
+            # A pool ends with the last of its graphs.
+            self._pool = torch.cuda.graph_pool_handle()
         token, slot, position = self._input_3N[:, :size]
         torch._foreach_copy_([token[:count], slot[:count], position[:count]], [token_N, plan.slot_N, plan.position_N])
         # What fills up the graph writes to the slot that nobody has.
