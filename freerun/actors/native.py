@@ -22,6 +22,7 @@ from freerun.actors.response import Response
 from freerun.actors.slots import Partition, Slots, Stretch, make_plan
 from freerun.errors import DataError
 from freerun.ops.sampling import SamplingRows, drawn, stream_key
+from freerun.ops.transfer import tensor_on
 from freerun.types import CachePolicy, Failure, FailureKind, Prompt, Request, Trajectory
 
 _SHARED_PREFIX = 16
@@ -174,7 +175,7 @@ class NativeEngine:
 
     def _settings_of(self, slots: Sequence[int]) -> tuple[SamplingRows, Tensor]:
         responses = [self._running[slot] for slot in slots]
-        key_R = torch.tensor([r.key for r in responses], device=self._device)
+        key_R = tensor_on(self._device, [r.key for r in responses])
         return SamplingRows.of([r.sampling for r in responses], self._device), key_R
 
     def _changed(self) -> None:
@@ -187,7 +188,7 @@ class NativeEngine:
     ) -> list[Finished]:
         """Draw one token for each of `slots`; add those that ended to `holes` and return them."""
         responses = [self._running[slot] for slot in slots]
-        position_R = torch.tensor([len(r.tokens) for r in responses], device=self._device)
+        position_R = tensor_on(self._device, [len(r.tokens) for r in responses])
         token_R, logp_R = self._drawn(logits_RV, rows, key_R, position_R).tolist()
         finished = []
         for slot, response, token, logp in zip(slots, responses, map(int, token_R), logp_R, strict=True):
@@ -322,8 +323,9 @@ class NativeEngine:
                 self._slots, self._device, decoding=current, runs=runs, stretches=[piece for _, piece in batch]
             )
             ends = [(i, row) for (i, piece), row in zip(batch, last, strict=True) if piece.end == stretches[i].end]
-            row_R = torch.tensor([*range(len(current)), *(row for _, row in ends)] if logits else [], dtype=torch.int64)
-            logits_RV = self._forward(token_N, plan, row_R.to(self._device) if batch else None)
+            rows = [*range(len(current)), *(row for _, row in ends)] if logits else []
+            row_R = tensor_on(self._device, rows, torch.int64) if batch else None
+            logits_RV = self._forward(token_N, plan, row_R)
             if current:
                 decoded_nV = logits_RV[: len(current)]
             outputs.append(logits_RV[len(current) :])
@@ -333,7 +335,7 @@ class NativeEngine:
         if not logits or not outputs:
             return decoded_nV, ()
         back = sorted(range(len(order)), key=order.__getitem__)
-        return decoded_nV, torch.cat(outputs)[torch.tensor(back, dtype=torch.int64, device=self._device)]
+        return decoded_nV, torch.cat(outputs)[tensor_on(self._device, back, torch.int64)]
 
 
 def passes(stretches: Sequence[Stretch], budget: int) -> list[list[tuple[int, Stretch]]]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freerun.actors import kernels
+from freerun.ops.transfer import tensor_on
 
 _ROUND = 16
 _REACH = 32
@@ -85,8 +86,10 @@ class Slots:
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
         """Copy the first `length` positions of slot `sources[i]` into slot `targets[i]`, or of the only source into all."""
-        source_P, target_P = torch.tensor(sources), torch.tensor(targets)
-        for storage in self._kept():
+        kept = self._kept()
+        device = kept[0].device if kept else "cpu"
+        source_P, target_P = tensor_on(device, sources), tensor_on(device, targets)
+        for storage in kept:
             storage[:, target_P, :, :length] = storage[:, source_P, :, :length]
 
     def snapshot(self, slot: int, length: int) -> tuple[Tensor, ...]:
@@ -315,9 +318,9 @@ def make_plan(
             slot += [stretches[index].slot] * length
             position += range(start, start + length)
             last[index] = len(token) - 1
-        slot_P = torch.tensor([stretches[index].slot for index in members], device=device)
+        slot_P = tensor_on(device, [stretches[index].slot for index in members])
         blocks.append(PrefillBlock(first, len(token), start, slot_P))
-    token_N, slot_N, position_N = torch.tensor([token, slot, position], dtype=torch.int64, device=device)
+    token_N, slot_N, position_N = tensor_on(device, [token, slot, position], torch.int64)
     return Plan(slots, len(decoding), slot_N, position_N, blocks), token_N, last
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from freerun.ops.transfer import tensor_on
 from freerun.types import Sampling
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -60,7 +61,7 @@ class SamplingRows:
         temperature = [s.temperature or 1.0 for s in settings]
 
         def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)
+            return tensor_on(device, values, dtype)
 
         return cls(
             temperature_B1=column(temperature, torch.float32)[:, None],

@@ -52,6 +52,8 @@ class Subscriber(Protocol):
     def close(self) -> None: ...
 
 
+Manifest = Mapping[str, tuple[str, tuple[int, ...], int]]
+"""Name to (dtype name, shape, byte offset)."""
 ALIGNMENT = 64
 """Byte alignment of every tensor in a buffer: a cache line, and enough for any dtype."""
 
@@ -77,12 +79,11 @@ def manifest_of(
     return manifest, offset
 
 
-def fill(buffer_N: Tensor, manifest: Mapping[str, tuple[str, tuple[int, ...], int]], tensors: Mapping[str, Tensor]) -> None:
-    """Copy `tensors` to their places in `buffer_N`, casting on the way; tied names are copied once. All of it is there when
+def fill(places: Mapping[str, Tensor], manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors` to their `places` (`views` of a buffer), casting on the way; tied names are copied once. All of it is there when
     this returns, or, on the tensors' own device, for what that device does next."""
-    places = views(buffer_N, manifest)
     first = {manifest[name][2]: name for name in reversed(tensors) if tensors[name].numel()}
-    away = any(tensors[name].device != buffer_N.device for name in first.values())
+    away = any(tensors[name].device != places[name].device for name in first.values())
     if not first:
         return
     with torch.no_grad():
@@ -92,7 +93,7 @@ def fill(buffer_N: Tensor, manifest: Mapping[str, tuple[str, tuple[int, ...], in
         torch.cuda.synchronize()
 
 
-def views(buffer_N: Tensor, manifest: Mapping[str, tuple[str, tuple[int, ...], int]]) -> dict[str, Tensor]:
+def views(buffer_N: Tensor, manifest: Manifest) -> dict[str, Tensor]:
     """Tensors over a flat uint8 buffer, without copying."""
     tensors = {}
     for name, (dtype_name, shape, offset) in manifest.items():

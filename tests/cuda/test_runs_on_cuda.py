@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from freerun.actors.generator import GeneratorConfig
-from freerun.checkpoint import Checkpoints
 from freerun.trainer.control_config import ControlTrainerConfig
 from freerun.trainer.trainer import TrainerConfig
 from tests.control import test_runs as control
@@ -33,8 +32,6 @@ def test_at_lag_zero_generator_and_trainer_agree_on_every_log_prob(tmp_path, dty
 
 def test_a_run_is_resumed_from_its_checkpoint(tmp_path) -> None:
     run(on_cuda("float32"), tmp_path / "run")
-    newest, _ = Checkpoints(tmp_path / "run" / "checkpoints").newest_whole()
-    assert newest.name == "step-4"
     outcome, rows = run(on_cuda("float32", steps=6), tmp_path / "run", resume=True)
     assert outcome.finished
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
