@@ -82,7 +82,10 @@ def manifest_of(
 def fill(places: Mapping[str, Tensor], manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
     """Copy `tensors` to their `places` (`views` of a buffer), casting on the way; tied names are copied once. All of it is there when
     this returns, or, on the tensors' own device, for what that device does next."""
-    first = {manifest[name][2]: name for name in reversed(tensors) if tensors[name].numel()}
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            first.setdefault(manifest[name][2], name)
     away = any(tensors[name].device != places[name].device for name in first.values())
     if not first:
         return
