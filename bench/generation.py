@@ -33,7 +33,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from shapes import SHAPES, random_model
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -44,6 +43,9 @@ from freerun.actors.paths import layers, verified
 from freerun.models.base import resolve_dtype
 from freerun.models.gguf import packaged_file, unpacked
 from freerun.types import CachePolicy, Prompt, Request, Sampling, Trajectory
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from shapes import SHAPES, random_model
 
 WARMUP_STEPS = 5
 PROMPT = (16, 128)

@@ -15,18 +15,21 @@ memory of the host, as it does between processes. Every time ends when the devic
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from shapes import SHAPES, random_model
 
 from freerun.actors.adoption import adopt
 from freerun.actors.paths import verified
 from freerun.models.base import DTYPES
 from freerun.trainer.forward import named_weights
 from freerun.weights import inprocess, shared
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from shapes import SHAPES, random_model
 
 
 def main() -> None:

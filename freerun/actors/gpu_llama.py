@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from freerun.actors import gpu
+from freerun.actors import kernels
 from freerun.actors.graphs import Passes
 from freerun.actors.linear import Linear
 from freerun.actors.llama import LlamaForward
@@ -37,6 +37,7 @@ class GpuLlamaForward(LlamaForward):
     def __init__(self, model: PreTrainedModel, *, graphs: bool = True) -> None:
         self._fixed: list[_Fixed] = []
         self._ends: list[Tensor] = []
+        self._gpu = kernels.gpu_kernels()
         super().__init__(model)
         self._passes = Passes(self._hidden, self._embedding.device) if graphs else None
 
@@ -70,7 +71,7 @@ class GpuLlamaForward(LlamaForward):
 
     def _hidden(self, token_N: Tensor, plan: Plan) -> Tensor:
         """What the head reads [N, C]: the last hidden states after the last norm."""
-        slots, where, kind, eps = plan.slots, (plan.slot_N, plan.position_N), self._embedding.dtype, self._eps
+        gpu, slots, where, kind, eps = self._gpu, plan.slots, (plan.slot_N, plan.position_N), self._embedding.dtype, self._eps
         hidden_NC = F.embedding(token_N, self._embedding).float()
         added_NC: Tensor | None = None
         for index, fixed in enumerate(self._fixed):

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from freerun.actors import kernels
 from freerun.actors.forward import Forward, HuggingFaceForward
+from freerun.actors.gpu_llama import GpuLlamaForward
 from freerun.actors.llama import LlamaForward, applies
 from freerun.actors.slots import Slots, Stretch, make_plan
 from freerun.errors import ConfigError
@@ -51,12 +52,8 @@ def verified(model: PreTrainedModel, *, fast: bool = True, routing: bool = False
 
 def _short(model: PreTrainedModel) -> Forward:
     """The short forward for the device of `model`."""
-    if not (model.device.type == "cuda" and kernels.gpu_there()):
-        return LlamaForward(model)
-    # Its kernels are Triton's, which is only where torch is built for CUDA.
-    from freerun.actors.gpu_llama import GpuLlamaForward
-
-    return GpuLlamaForward(model)
+    ours = model.device.type == "cuda" and kernels.gpu_there()
+    return GpuLlamaForward(model) if ours else LlamaForward(model)
 
 
 def layers(model: PreTrainedModel) -> int:

@@ -80,8 +80,8 @@ def manifest_of(
 
 
 def fill(places: Mapping[str, Tensor], manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
-    """Copy `tensors` to their `places` (`views` of a buffer), casting on the way; tied names are copied once. All of it is there when
-    this returns, or, on the tensors' own device, for what that device does next."""
+    """Copy `tensors` to their `places` (`views` of a buffer), casting on the way; tied names are copied once. All of it is
+    there when this returns, or, on the tensors' own device, for what that device does next."""
     first: dict[int, str] = {}
     for name, tensor in tensors.items():
         if tensor.numel():

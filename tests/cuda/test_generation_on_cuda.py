@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
+from freerun.actors.gpu_llama import GpuLlamaForward
 from freerun.actors.native import NativeEngine
 from freerun.actors.paths import layers
+from freerun.ops.sampling import drawn
 from freerun.types import CachePolicy, Sampling
 from tests.actors.conftest import EOS, decode, encode, engine_of, finish, random_model, recomputed, request, responses
 from tests.actors.test_paths import SIZES, model_of, named
@@ -37,9 +39,6 @@ def test_log_probs_are_those_of_the_plain_forward(config: PreTrainedConfig, fast
 
 def eager_engine(model: torch.nn.Module) -> NativeEngine:
     """As `engine_of`, but every kernel is launched by itself, and so is what draws."""
-    from freerun.actors.gpu_llama import GpuLlamaForward
-    from freerun.ops.sampling import drawn
-
     engine = NativeEngine(
         model,
         GpuLlamaForward(model, graphs=False),
