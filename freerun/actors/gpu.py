@@ -18,7 +18,8 @@ _KEYS = 64
 
 
 def norm(hidden_NC: Tensor, added_NC: Tensor | None, weight_C: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """Add `added_NC` to the float32 `hidden_NC`, in place; the root-mean-square norm of the sum, times `weight_C`, in `dtype`."""
+    """Add `added_NC` to the float32 `hidden_NC`, in place. Returns the root-mean-square norm of the sum times `weight_C`, in
+    `dtype`."""
     count, width = hidden_NC.shape
     out_NC = hidden_NC.new_empty(count, width, dtype=dtype)
     wide = triton.next_power_of_2(width)

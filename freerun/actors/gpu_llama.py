@@ -9,6 +9,7 @@ which every version is copied, and layers that read the same input lie side by s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,27 @@ from freerun.actors.llama import LlamaForward
 from freerun.actors.slots import Plan
 
 
+class _Weights(NamedTuple):
+    """Of one layer, joined; None where a model has no such thing."""
+
+    norm: Tensor
+    mlp_norm: Tensor
+    qk_norm: Tensor | None
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+
+
 @dataclass(frozen=True, slots=True)
 class _Fixed:
-    """The weights of one layer, joined; `tensors` in the order of `_parts`, None where a model has no such thing."""
+    """One layer, its weights at addresses that stay."""
 
-    tensors: Sequence[Tensor | None]
+    weights: _Weights
     window: int | None
     scale: float
 
@@ -51,10 +68,10 @@ class GpuLlamaForward(LlamaForward):
         self._norm, self._embedding, self._head_VC = self._ends[0], self._ends[1], self._ends[-1]
         layers = []
         for index, layer in enumerate(body.layers):
-            parts, window, scale = self._parts(layer)
-            old = self._fixed[index].tensors if self._fixed else ()
-            made = iter(_copied([x for x in parts if x is not None], [x for x in old if x is not None]))
-            layers.append(_Fixed([None if x is None else next(made) for x in parts], window, scale))
+            fresh, window, scale = self._fresh(layer)
+            old = self._fixed[index].weights if self._fixed else ()
+            made = iter(_copied([x for x in fresh if x is not None], [x for x in old if x is not None]))
+            layers.append(_Fixed(_Weights._make(None if x is None else next(made) for x in fresh), window, scale))
         self._fixed = layers
 
     def __call__(self, token_N: Tensor, plan: Plan, row_R: Tensor | None) -> Tensor:
@@ -62,12 +79,10 @@ class GpuLlamaForward(LlamaForward):
         final_RC = final_NC[: len(token_N)] if row_R is None else final_NC[row_R]
         return F.linear(final_RC, self._head_VC).float()
 
-    def _parts(self, layer: nn.Module) -> tuple[list[Tensor | None], int | None, float]:
+    def _fresh(self, layer: nn.Module) -> tuple[_Weights, int | None, float]:
         made = self._layer(layer)
-        products: list[Tensor | None] = []
-        for linear in (made.qkv, made.out, made.gate_up, made.down):
-            products += _joined(linear)
-        return [made.norm, made.mlp_norm, made.qk_norm, *products], made.window, made.scale
+        products = (*_joined(made.qkv), *_joined(made.out), *_joined(made.gate_up), *_joined(made.down))
+        return _Weights(made.norm, made.mlp_norm, made.qk_norm, *products), made.window, made.scale
 
     def _hidden(self, token_N: Tensor, plan: Plan) -> Tensor:
         """What the head reads [N, C]: the last hidden states after the last norm."""
@@ -75,17 +90,19 @@ class GpuLlamaForward(LlamaForward):
         hidden_NC = F.embedding(token_N, self._embedding).float()
         added_NC: Tensor | None = None
         for index, fixed in enumerate(self._fixed):
-            norm, mlp_norm, qk_norm, qkv, qkv_bias, out, out_bias, gate_up, gate_up_bias, down, down_bias = fixed.tensors
-            qkv_NO = F.linear(gpu.norm(hidden_NC, added_NC, norm, eps, kind), qkv, qkv_bias)
+            w = fixed.weights
+            qkv_NO = F.linear(gpu.norm(hidden_NC, added_NC, w.norm, eps, kind), w.qkv, w.qkv_bias)
             like_NKD = qkv_NO.view(len(token_N), -1, self._width)[:, : self._kv_heads]
             slots.allocate(like_NKD, like_NKD)
+            assert slots.keys_LSKTD is not None and slots.values_LSKTD is not None
             keys, values = slots.keys_LSKTD[index], slots.values_LSKTD[index]
-            query_NHD = gpu.place(qkv_NO, self._rotations_up_to(slots.capacity), qk_norm, eps, keys, values, *where)
+            query_NHD = gpu.place(qkv_NO, self._rotations_up_to(slots.capacity), w.qk_norm, eps, keys, values, *where)
             mixed_NHD = gpu.mix(query_NHD, keys, values, *where, scale=fixed.scale, window=fixed.window)
-            added_NC = F.linear(mixed_NHD.flatten(1), out, out_bias)
-            gate_up_NI = F.linear(gpu.norm(hidden_NC, added_NC, mlp_norm, eps, kind), gate_up, gate_up_bias)
-            added_NC = F.linear(gpu.gate(gate_up_NI), down, down_bias)
-        return gpu.norm(hidden_NC, added_NC, self._norm, eps, kind)
+            added_NC = F.linear(mixed_NHD.flatten(1), w.out, w.out_bias)
+            gate_up_NI = F.linear(gpu.norm(hidden_NC, added_NC, w.mlp_norm, eps, kind), w.gate_up, w.gate_up_bias)
+            added_NC = F.linear(gpu.gate(gate_up_NI), w.down, w.down_bias)
+        final_NC: Tensor = gpu.norm(hidden_NC, added_NC, self._norm, eps, kind)
+        return final_NC
 
 
 def _joined(linear: Linear) -> tuple[Tensor, Tensor | None]:
@@ -97,5 +114,5 @@ def _copied(fresh: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
     """`fresh` in the memory of `old`, where there is any."""
     if not old:
         return [x.clone() for x in fresh]
-    torch._foreach_copy_(old, fresh)
+    torch._foreach_copy_(list(old), list(fresh))
     return list(old)

@@ -6,6 +6,7 @@ Shapes: N tokens of one pass, R rows of logits, V vocabulary.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ SIZES = sorted({1, *(2**n for n in range(1, 12)), *(3 * 2**n for n in range(1, 1
 class Graph:
     """What `run` launches, captured. `run` must do the same at the same addresses whenever it is called."""
 
-    def __init__(self, run: Callable[[], Tensor], pool: tuple[int, int]) -> None:
+    def __init__(self, run: Callable[[], Tensor], pool: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -83,8 +83,9 @@ class SamplingRows:
 
     def with_tensors(self, *tensors: Tensor) -> "SamplingRows":
         """The same steps, for other responses, with `tensors` in the order of `tensors()`."""
-        names = ("temperature_B1", "greedy_B", "top_k_B", "top_p_B1", "min_p_B1")
-        return replace(self, **dict(zip(names, tensors, strict=True)))
+        temperature_B1, greedy_B, top_k_B, top_p_B1, min_p_B1 = tensors
+        rows = replace(self, temperature_B1=temperature_B1, greedy_B=greedy_B, top_k_B=top_k_B)
+        return replace(rows, top_p_B1=top_p_B1, min_p_B1=min_p_B1)
 
 
 def drawn(logits_BV: Tensor, rows: SamplingRows, key_B: Tensor, position_B: Tensor) -> Tensor:
