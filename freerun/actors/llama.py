@@ -113,12 +113,15 @@ class LlamaForward:
 
     def _rotations(self, plan: Plan) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine [N, 1, D] of each token's position, such that rotation is `x cos + roll(x) sin`."""
-        capacity = plan.slots.capacity
+        rotation_N2D = self._rotations_up_to(plan.slots.capacity)[plan.position_N]
+        return rotation_N2D[:, :1], rotation_N2D[:, 1:]
+
+    def _rotations_up_to(self, capacity: int) -> Tensor:
+        """The table [T, 2, D] that rotations come from, for at least `capacity` positions."""
         if self._rotations_T2D is None or self._rotations_T2D.shape[0] < capacity:
             position_1T = torch.arange(capacity, device=self._embedding.device)[None]
             cos, sin = self._model.model.rotary_emb(self._embedding[:1], position_1T)
             half = self._width // 2
             signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
             self._rotations_T2D = torch.stack([cos[0], signed], 1)
-        rotation_N2D = self._rotations_T2D[plan.position_N]
-        return rotation_N2D[:, :1], rotation_N2D[:, 1:]
+        return self._rotations_T2D

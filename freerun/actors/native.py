@@ -17,10 +17,12 @@ from torch import Tensor
 from freerun.actors.adoption import adopt
 from freerun.actors.engine import Finished
 from freerun.actors.forward import Forward
+from freerun.actors.graphs import Draws
 from freerun.actors.response import Response
 from freerun.actors.slots import Partition, Slots, Stretch, make_plan
 from freerun.errors import DataError
-from freerun.ops.sampling import SamplingRows, draw, stream_key, uniform
+from freerun.ops.sampling import SamplingRows, drawn, stream_key
+from freerun.ops.transfer import tensor_on
 from freerun.types import CachePolicy, Failure, FailureKind, Prompt, Request, Trajectory
 
 _SHARED_PREFIX = 16
@@ -60,6 +62,7 @@ class NativeEngine:
         self._num_slots, self._max_context, self._prefill_tokens = slots, max_context, prefill_tokens
         self._share_prefix, self._policy = share_prefix, policy
         self._device = next(model.parameters()).device
+        self._drawn = Draws() if self._device.type == "cuda" else drawn
         self._slots = Slots(num_layers, slots, max_context)
         self._running: list[Response] = []
         self._waiting: deque[Response] = deque()
@@ -172,7 +175,7 @@ class NativeEngine:
 
     def _settings_of(self, slots: Sequence[int]) -> tuple[SamplingRows, Tensor]:
         responses = [self._running[slot] for slot in slots]
-        key_R = torch.tensor([r.key for r in responses], device=self._device)
+        key_R = tensor_on(self._device, [r.key for r in responses])
         return SamplingRows.of([r.sampling for r in responses], self._device), key_R
 
     def _changed(self) -> None:
@@ -185,10 +188,8 @@ class NativeEngine:
     ) -> list[Finished]:
         """Draw one token for each of `slots`; add those that ended to `holes` and return them."""
         responses = [self._running[slot] for slot in slots]
-        position_R = torch.tensor([len(r.tokens) for r in responses], device=self._device)
-        token_R, logp_R = draw(logits_RV, rows, uniform(key_R, position_R))
-        # Both in one transfer; float64 holds token ids and float32 log-probs exactly.
-        token_R, logp_R = torch.stack([token_R.double(), logp_R.double()]).tolist()
+        position_R = tensor_on(self._device, [len(r.tokens) for r in responses])
+        token_R, logp_R = self._drawn(logits_RV, rows, key_R, position_R).tolist()
         finished = []
         for slot, response, token, logp in zip(slots, responses, map(int, token_R), logp_R, strict=True):
             if logp != logp:
@@ -311,7 +312,8 @@ class NativeEngine:
         """Run `stretches` through the model in passes of at most `prefill_tokens`, the first of which also decodes slots 0 to
         `decoding`. Returns the logits [n, V] of the latter and [R, V] after each stretch."""
         current = [(r.tokens[-1], r.length - 1) for r in self._running[:decoding]]
-        cut = decoding and not self._slots.compiled
+        # Rectangles that fit are for a CPU without our kernels; on CUDA one launch more costs more than what it leaves out.
+        cut = decoding and not self._slots.compiled and self._device.type == "cpu"
         runs = self._partition.runs([p + 1 for _, p in current], self._slots.capacity) if cut else ()
         decoded_nV = None
         outputs: list[Tensor] = []
@@ -321,8 +323,9 @@ class NativeEngine:
                 self._slots, self._device, decoding=current, runs=runs, stretches=[piece for _, piece in batch]
             )
             ends = [(i, row) for (i, piece), row in zip(batch, last, strict=True) if piece.end == stretches[i].end]
-            row_R = torch.tensor([*range(len(current)), *(row for _, row in ends)] if logits else [], dtype=torch.int64)
-            logits_RV = self._forward(token_N, plan, row_R.to(self._device) if batch else None)
+            rows = [*range(len(current)), *(row for _, row in ends)] if logits else []
+            row_R = tensor_on(self._device, rows, torch.int64) if batch else None
+            logits_RV = self._forward(token_N, plan, row_R)
             if current:
                 decoded_nV = logits_RV[: len(current)]
             outputs.append(logits_RV[len(current) :])
@@ -332,7 +335,7 @@ class NativeEngine:
         if not logits or not outputs:
             return decoded_nV, ()
         back = sorted(range(len(order)), key=order.__getitem__)
-        return decoded_nV, torch.cat(outputs)[torch.tensor(back, dtype=torch.int64, device=self._device)]
+        return decoded_nV, torch.cat(outputs)[tensor_on(self._device, back, torch.int64)]
 
 
 def passes(stretches: Sequence[Stretch], budget: int) -> list[list[tuple[int, Stretch]]]:

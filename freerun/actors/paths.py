@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from freerun.actors import kernels
 from freerun.actors.forward import Forward, HuggingFaceForward
+from freerun.actors.gpu_llama import GpuLlamaForward
 from freerun.actors.llama import LlamaForward, applies
 from freerun.actors.slots import Slots, Stretch, make_plan
 from freerun.errors import ConfigError
@@ -39,13 +41,19 @@ def verified(model: PreTrainedModel, *, fast: bool = True, routing: bool = False
         reference_NV = model(torch.tensor([tokens], device=device), use_cache=False).logits[0]
         exact = reference_NV.dtype is torch.float32
         try:
-            forward = LlamaForward(model) if fast and applies(model) else HuggingFaceForward(model, routers)
+            forward = _short(model) if fast and applies(model) else HuggingFaceForward(model, routers)
             error = (difference if exact else divergence)(forward, layers(model), reference_NV, tokens)
         except Exception as reason:
             raise _unsupported(model, f"{type(reason).__name__}: {reason}") from reason
     if not error <= (_MOST_APART if exact else _MOST_DIVERGENT):
         raise _unsupported(model, f"log-probs {'differ' if exact else 'diverge'} from the model's own forward by {error:.3g}")
     return forward
+
+
+def _short(model: PreTrainedModel) -> Forward:
+    """The short forward for the device of `model`."""
+    ours = model.device.type == "cuda" and kernels.gpu_there()
+    return GpuLlamaForward(model) if ours else LlamaForward(model)
 
 
 def layers(model: PreTrainedModel) -> int:

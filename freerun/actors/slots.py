@@ -8,7 +8,7 @@ stretches of queries attend together. The compiled kernel, where it applies, nee
 rectangles; grouped queries fold into the query length, so keys and values are never expanded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freerun.actors import kernels
+from freerun.ops.transfer import tensor_on
 
 _ROUND = 16
 _REACH = 32
@@ -33,7 +34,7 @@ class Slots:
         self.num_slots = num_slots
         self.limit = limit
         self.capacity = 0
-        self.compiled = False
+        self.attention: Callable[..., Tensor] | None = None
         self.keys_LSKTD: Tensor | None = None
         self.values_LSKTD: Tensor | None = None
         self.routing_LS1Tk: Tensor | None = None
@@ -54,7 +55,13 @@ class Slots:
         if self.keys_LSKTD is None:
             self.keys_LSKTD = self._empty(key_NKD)
             self.values_LSKTD = self._empty(value_NKD)
-            self.compiled = key_NKD.shape == value_NKD.shape and kernels.usable(self.keys_LSKTD)
+            if key_NKD.shape == value_NKD.shape:
+                self.attention = kernels.attention(self.keys_LSKTD)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether attention is a kernel of our own."""
+        return self.attention is not None
 
     def write(self, layer: int, key_NKD: Tensor, value_NKD: Tensor, plan: "Plan") -> None:
         """Store the keys and values of a forward pass where its plan says."""
@@ -79,8 +86,10 @@ class Slots:
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
         """Copy the first `length` positions of slot `sources[i]` into slot `targets[i]`, or of the only source into all."""
-        source_P, target_P = torch.tensor(sources), torch.tensor(targets)
-        for storage in self._kept():
+        kept = self._kept()
+        device = kept[0].device if kept else "cpu"
+        source_P, target_P = tensor_on(device, sources), tensor_on(device, targets)
+        for storage in kept:
             storage[:, target_P, :, :length] = storage[:, source_P, :, :length]
 
     def snapshot(self, slot: int, length: int) -> tuple[Tensor, ...]:
@@ -101,7 +110,9 @@ class Slots:
         return [s for s in (self.keys_LSKTD, self.values_LSKTD, self.routing_LS1Tk) if s is not None]
 
     def _empty(self, like_NKD: Tensor) -> Tensor:
-        shape = (self.num_layers, self.num_slots, like_NKD.shape[1], self.capacity, like_NKD.shape[2])
+        # On CUDA there is one more, for the tokens that only fill up a graph.
+        num_slots = self.num_slots + like_NKD.is_cuda
+        shape = (self.num_layers, num_slots, like_NKD.shape[1], self.capacity, like_NKD.shape[2])
         # Zeros, not empty: masked positions still enter a product, and 0 * NaN would not vanish.
         return like_NKD.new_zeros(shape)
 
@@ -163,10 +174,11 @@ class Plan:
         """
         self.slots.allocate(key_NKD, value_NKD)
         keys_SKTD, values_SKTD = self.slots.keys_LSKTD[layer], self.slots.values_LSKTD[layer]
-        if self.slots.compiled and softcap is None and sinks_H is None:
+        if self.slots.attention is not None and softcap is None and sinks_H is None:
             scale = query_NHD.shape[2] ** -0.5 if scale is None else scale
             q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (query_NHD, key_NKD, value_NKD))
-            return kernels.attend(q, k, v, keys_SKTD, values_SKTD, self.slot_N, self.position_N, scale=scale, window=window)
+            where = (self.slot_N, self.position_N)
+            return self.slots.attention(q, k, v, keys_SKTD, values_SKTD, *where, scale=scale, window=window)
         self.slots.write(layer, key_NKD, value_NKD, self)
         kv_heads = key_NKD.shape[1]
         outputs = []
@@ -286,11 +298,14 @@ def make_plan(
 ) -> tuple[Plan, Tensor, list[int]]:
     """One pass that decodes and prefills: its plan, its tokens [N], and for each stretch the row of its last token.
 
-    `decoding` holds (token, position) for slots 0 to n, which `runs` partition; they are the first n rows of the pass.
+    `decoding` holds (token, position) for slots 0 to n, which `runs` partition (without, they are one); they are the first n
+    rows of the pass.
     Stretches of equal start and length are computed together.
     """
     token, position = [t for t, _ in decoding], [p for _, p in decoding]
     slot = list(range(len(decoding)))
+    if decoding and not runs:
+        runs = [(0, len(decoding), max(position) + 1)]
     blocks: list[DecodeBlock | PrefillBlock] = [DecodeBlock(*run) for run in runs]
     last = [0] * len(stretches)
     alike: dict[tuple[int, int], list[int]] = {}
@@ -303,9 +318,9 @@ def make_plan(
             slot += [stretches[index].slot] * length
             position += range(start, start + length)
             last[index] = len(token) - 1
-        slot_P = torch.tensor([stretches[index].slot for index in members], device=device)
+        slot_P = tensor_on(device, [stretches[index].slot for index in members])
         blocks.append(PrefillBlock(first, len(token), start, slot_P))
-    token_N, slot_N, position_N = torch.tensor([token, slot, position], dtype=torch.int64, device=device)
+    token_N, slot_N, position_N = tensor_on(device, [token, slot, position], torch.int64)
     return Plan(slots, len(decoding), slot_N, position_N, blocks), token_N, last
 
 

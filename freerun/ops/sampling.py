@@ -11,11 +11,12 @@ Sources: SplitMix64 (Steele, Lea, Flood 2014); top-p (Holtzman et al., arXiv 190
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from freerun.ops.transfer import tensor_on
 from freerun.types import Sampling
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -60,7 +61,7 @@ class SamplingRows:
         temperature = [s.temperature or 1.0 for s in settings]
 
         def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)
+            return tensor_on(device, values, dtype)
 
         return cls(
             temperature_B1=column(temperature, torch.float32)[:, None],
@@ -75,6 +76,23 @@ class SamplingRows:
             any_top_p=any(s.top_p < 1.0 for s in settings),
             any_min_p=any(s.min_p > 0.0 for s in settings),
         )
+
+    def tensors(self) -> list[Tensor]:
+        """Those with a row for each response."""
+        return [self.temperature_B1, self.greedy_B, self.top_k_B, self.top_p_B1, self.min_p_B1]
+
+    def with_tensors(self, *tensors: Tensor) -> "SamplingRows":
+        """The same steps, for other responses, with `tensors` in the order of `tensors()`."""
+        temperature_B1, greedy_B, top_k_B, top_p_B1, min_p_B1 = tensors
+        rows = replace(self, temperature_B1=temperature_B1, greedy_B=greedy_B, top_k_B=top_k_B)
+        return replace(rows, top_p_B1=top_p_B1, min_p_B1=min_p_B1)
+
+
+def drawn(logits_BV: Tensor, rows: SamplingRows, key_B: Tensor, position_B: Tensor) -> Tensor:
+    """What `draw` gives for the streams `key_B` at `position_B`, as one tensor [2, B], so that it is one transfer: tokens and
+    log-probs, in float64, which holds both exactly."""
+    token_B, logp_B = draw(logits_BV, rows, uniform(key_B, position_B))
+    return torch.stack([token_B.double(), logp_B.double()])
 
 
 def draw(logits_BV: Tensor, rows: SamplingRows, uniform_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -81,6 +81,10 @@ class Pool(Generic[Buffer]):
         held.pins -= 1
         self._trim()
 
+    def holds(self, buffer: Buffer) -> bool:
+        """Whether `buffer` is one of those here, free or not."""
+        return any(held.buffer is buffer for held in self._held)
+
     def __len__(self) -> int:
         return len(self._held)
 

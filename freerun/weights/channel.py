@@ -52,6 +52,8 @@ class Subscriber(Protocol):
     def close(self) -> None: ...
 
 
+Manifest = Mapping[str, tuple[str, tuple[int, ...], int]]
+"""Name to (dtype name, shape, byte offset)."""
 ALIGNMENT = 64
 """Byte alignment of every tensor in a buffer: a cache line, and enough for any dtype."""
 
@@ -77,19 +79,24 @@ def manifest_of(
     return manifest, offset
 
 
-def fill(buffer_N: Tensor, manifest: Mapping[str, tuple[str, tuple[int, ...], int]], tensors: Mapping[str, Tensor]) -> None:
-    """Copy `tensors` to their places in `buffer_N`, casting on the way; tied names are copied once."""
-    places = views(buffer_N, manifest)
-    written: set[int] = set()
+def fill(places: Mapping[str, Tensor], manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors` to their `places` (`views` of a buffer), casting on the way; tied names are copied once. All of it is
+    there when this returns, or, on the tensors' own device, for what that device does next."""
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            first.setdefault(manifest[name][2], name)
+    away = any(tensors[name].device != places[name].device for name in first.values())
+    if not first:
+        return
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            offset = manifest[name][2]
-            if tensor.numel() and offset not in written:
-                places[name].copy_(tensor)
-                written.add(offset)
+        # All in one call, which on CUDA is a few launches, and which waits for copies to other devices once and not each time.
+        torch._foreach_copy_([places[n] for n in first.values()], [tensors[n] for n in first.values()], non_blocking=away)
+    if away:
+        torch.cuda.synchronize()
 
 
-def views(buffer_N: Tensor, manifest: Mapping[str, tuple[str, tuple[int, ...], int]]) -> dict[str, Tensor]:
+def views(buffer_N: Tensor, manifest: Manifest) -> dict[str, Tensor]:
     """Tensors over a flat uint8 buffer, without copying."""
     tensors = {}
     for name, (dtype_name, shape, offset) in manifest.items():

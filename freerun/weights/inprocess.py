@@ -13,7 +13,7 @@ from torch import Tensor
 
 from freerun.types import WeightsRef
 from freerun.weights.buffers import Pool
-from freerun.weights.channel import checksum, dtype_named, fill, manifest_of, unreachable, verify_bytes, views
+from freerun.weights.channel import Manifest, checksum, dtype_named, fill, manifest_of, unreachable, verify_bytes, views
 
 TRANSPORT = "inprocess"
 
@@ -34,6 +34,7 @@ class InProcessPublisher:
     def __init__(self, *, dtype: torch.dtype | None, checksum: bool = False) -> None:
         self._dtype, self._checksum = dtype, checksum
         self._device = torch.device("cpu")
+        self._views: list[tuple[Tensor, Manifest, dict[str, Tensor]]] = []
         self._pool: Pool[Tensor] = Pool(self._allocate, lambda buffer: None, transport=TRANSPORT)
         self._address = next(_ADDRESSES)
         _PUBLISHERS[self._address] = self
@@ -43,7 +44,8 @@ class InProcessPublisher:
         devices = {t.device for t in tensors.values()}
         self._device = devices.pop() if len(devices) == 1 else torch.device("cpu")
         buffer_N = self._pool.take(version, size)
-        fill(buffer_N, manifest, tensors)
+        self._views = [kept for kept in self._views if self._pool.holds(kept[0])]
+        fill(self._viewed(buffer_N, manifest), manifest, tensors)
         self._pool.commit(version, buffer_N)
         return WeightsRef(
             version=version,
@@ -54,9 +56,10 @@ class InProcessPublisher:
             checksum=checksum(buffer_N[:size].cpu()) if self._checksum else "",
         )
 
-    def buffer(self, version: int) -> Tensor:
-        """The bytes of `version`, by reference. Raises `WeightsError` if they are gone."""
-        return self._pool.get(version)
+    def read(self, ref: WeightsRef) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The bytes of a version and its tensors, by reference. Raises `WeightsError` if they are gone."""
+        buffer_N = self._pool.get(ref.version)
+        return buffer_N[: ref.num_bytes], self._viewed(buffer_N, ref.manifest)
 
     def pin(self, version: int) -> None:
         self._pool.pin(version)
@@ -66,6 +69,16 @@ class InProcessPublisher:
 
     def close(self) -> None:
         self._pool.close()
+        self._views = []
+
+    def _viewed(self, buffer_N: Tensor, manifest: Manifest) -> dict[str, Tensor]:
+        """The tensors of `buffer_N`, made once: on a GPU making them takes longer than filling them."""
+        for buffer, known, tensors in self._views:
+            if buffer is buffer_N and known == manifest:
+                return tensors
+        tensors = views(buffer_N, manifest)
+        self._views = [*self._views, (buffer_N, manifest, tensors)]
+        return tensors
 
     def _allocate(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8, device=self._device)
@@ -78,10 +91,10 @@ class InProcessSubscriber:
         publisher = _PUBLISHERS.get(ref.address) if ref.transport == TRANSPORT else None
         if publisher is None:
             raise unreachable(ref, TRANSPORT)
-        buffer_N = publisher.buffer(ref.version)[: ref.num_bytes]
+        buffer_N, tensors = publisher.read(ref)
         if verify:
             verify_bytes(buffer_N.cpu(), ref)
-        return views(buffer_N, ref.manifest)
+        return dict(tensors)
 
     def close(self) -> None:
         """Nothing to free: the publisher owns the buffers."""

@@ -86,7 +86,7 @@ class MonarchPublisher:
         manifest, size = manifest_of(tensors, self._dtype)
         region = self._pool.take(version, size)
         region.mark(WRITING)
-        fill(region.memory_N[HEADER:], manifest, tensors)
+        fill(views(region.memory_N[HEADER:], manifest), manifest, tensors)
         region.mark(version)
         self._pool.commit(version, region)
         return WeightsRef(

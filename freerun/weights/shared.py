@@ -43,9 +43,9 @@ def publisher(*, dtype: str = "auto", checksum: bool = False, run: str = "") -> 
     return partial(SharedPublisher, dtype=dtype_named(dtype), checksum=checksum, run=run or secrets.token_hex(6))
 
 
-def subscriber() -> Callable[[], "SharedSubscriber"]:
-    """Factory of a reader's end."""
-    return SharedSubscriber
+def subscriber(*, device: str = "cpu") -> Callable[[], "SharedSubscriber"]:
+    """Factory of a reader's end. On a CUDA `device` a reader gets tensors there, copied past its own memory."""
+    return partial(SharedSubscriber, device=device)
 
 
 def directory() -> Path:
@@ -102,9 +102,30 @@ class _Segment:
     descriptor: int
     header: mmap.mmap
     buffer_N: Tensor
+    pinned: bool = False
+
+    def pin(self) -> None:
+        """Let CUDA copy to the pages directly."""
+        if not self.pinned:
+            _pin(self.buffer_N)
+            self.pinned = True
+
+    def unpin(self) -> None:
+        if self.pinned:
+            _unpin(self.buffer_N)
+            self.pinned = False
 
     def mark(self, version: int) -> None:
         struct.pack_into("=q", self.header, 0, version)
+
+
+def _pin(memory_N: Tensor) -> None:
+    """Let CUDA read and write these pages directly, which is several times as fast as through pages of its own."""
+    torch.cuda.check_error(int(torch.cuda.cudart().cudaHostRegister(memory_N.data_ptr(), len(memory_N), 0)))
+
+
+def _unpin(memory_N: Tensor) -> None:
+    torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(memory_N.data_ptr())))
 
 
 def _allocate(run: str, size: int) -> _Segment:
@@ -147,6 +168,7 @@ def _reserve(descriptor: int, total: int) -> None:
 def _discard(segment: _Segment) -> None:
     """Remove the file. Readers that mapped it keep their pages; its own are freed with the last tensor that views them."""
     segment.mark(WRITING)
+    segment.unpin()
     segment.path.unlink(missing_ok=True)
     fcntl.flock(segment.descriptor, fcntl.LOCK_UN)
     os.close(segment.descriptor)
@@ -170,7 +192,9 @@ class SharedPublisher:
         manifest, size = manifest_of(tensors, self._dtype)
         segment = self._pool.take(version, size)
         segment.mark(WRITING)
-        fill(segment.buffer_N, manifest, tensors)
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            segment.pin()
+        fill(views(segment.buffer_N, manifest), manifest, tensors)
         segment.mark(version)
         self._pool.commit(version, segment)
         return WeightsRef(
@@ -193,13 +217,18 @@ class SharedPublisher:
 
 
 class SharedSubscriber:
-    """See `channel.Subscriber`. The tensors view the published pages; writing to them changes this reader's copy only."""
+    """See `channel.Subscriber`. The tensors view the published pages, and writing to them changes this reader's copy only; on
+    a CUDA device they are a copy there, and the pages stay mapped for the next version that is in them."""
+
+    def __init__(self, *, device: str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._mapped: dict[str, mmap.mmap] = {}
 
     def adopt(self, ref: WeightsRef, *, verify: bool = False) -> Mapping[str, Tensor]:
         if ref.transport != TRANSPORT:
             raise unreachable(ref, TRANSPORT)
         try:
-            memory = _map(ref)
+            memory = _map(ref) if self._device.type == "cpu" else self._kept(ref)
         except (FileNotFoundError, ValueError) as error:
             raise unreachable(ref, TRANSPORT) from error
         if struct.unpack_from("=q", memory)[0] != ref.version:
@@ -207,10 +236,30 @@ class SharedSubscriber:
         buffer_N = torch.frombuffer(memory, dtype=torch.uint8, offset=HEADER)[: ref.num_bytes]
         if verify:
             verify_bytes(buffer_N, ref)
+        if self._device.type != "cpu":
+            buffer_N = buffer_N.to(self._device, non_blocking=True)
+            torch.cuda.current_stream(self._device).synchronize()
         return views(buffer_N, ref.manifest)
 
+    def _kept(self, ref: WeightsRef) -> mmap.mmap:
+        """A mapping of the file that shows each version written to it, known to CUDA. Those of files that are gone end."""
+        for path in [path for path in self._mapped if not Path(path).exists()]:
+            _unpin(torch.frombuffer(self._mapped.pop(path), dtype=torch.uint8))
+        if ref.address not in self._mapped:
+            descriptor = os.open(ref.address, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
+            finally:
+                os.close(descriptor)
+            _pin(torch.frombuffer(memory, dtype=torch.uint8))
+            self._mapped[ref.address] = memory
+        return self._mapped[ref.address]
+
     def close(self) -> None:
-        """Nothing to free: a mapping ends with the last tensor that views it."""
+        """Let go of pages that CUDA knows; any other mapping ends with the last tensor that views it."""
+        for memory in self._mapped.values():
+            _unpin(torch.frombuffer(memory, dtype=torch.uint8))
+        self._mapped = {}
 
 
 def _map(ref: WeightsRef) -> mmap.mmap:

@@ -1,5 +1,7 @@
 """Which models run, by which forward, and what is said about those that cannot."""
 
+import copy
+
 import pytest
 import torch
 from transformers import (
@@ -22,6 +24,8 @@ from freerun.actors.forward import HuggingFaceForward
 from freerun.actors.llama import LlamaForward
 from freerun.actors.paths import difference, layers, verified
 from freerun.errors import ConfigError
+from freerun.types import Sampling
+from tests.actors.conftest import engine_of, finish, recomputed, request
 
 SIZES = {
     "vocab_size": 64,
@@ -89,6 +93,15 @@ def model_of(config: PreTrainedConfig) -> PreTrainedModel:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return model
+
+
+def test_a_soft_cap_is_kept_where_the_compiled_kernel_would_apply() -> None:
+    config = Gemma2Config(**SIZES, head_dim=64, sliding_window=6, query_pre_attn_scalar=16, attn_logit_softcapping=2.0)
+    model = model_of(config)
+    done = finish(engine_of(copy.deepcopy(model)), request(0, "two words", 3), request(1, "ab", 2))
+    for trajectory in done.values():
+        logp_A = trajectory.logp_T[trajectory.action_T]
+        torch.testing.assert_close(logp_A, recomputed(model, trajectory, Sampling()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("config", FAST, ids=named)

@@ -10,8 +10,8 @@ from packaging.utils import canonicalize_name
 from tools import lock
 from tools.source import ROOT, imports, modules
 
-DISTRIBUTIONS = {"monarch": "torchmonarch", "jinja2": "transformers"}
-"""Import names that differ from the name of the distribution (or, for jinja2, of the one that brings it)."""
+DISTRIBUTIONS = {"monarch": "torchmonarch", "jinja2": "transformers", "triton": "torch"}
+"""Import names that differ from the name of the distribution, or, for the last two, of the one that brings it."""
 
 
 def test_the_lock_satisfies_what_the_project_declares() -> None:

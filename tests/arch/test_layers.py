@@ -43,6 +43,7 @@ HOMES = {
     "minari": ["datasets/minari.py"],
     "mujoco": ["actors/mujoco.py"],
     "scipy": ["models/neighbours.py"],
+    "triton": ["actors/gpu.py"],
     "tyro": ["cli.py", "claims/*.py", "plan/*.py"],
     "rich": [
         "cli.py",
@@ -66,7 +67,7 @@ ANYWHERE = {"torch", "numpy", "safetensors"}
 """Packages that need no home of their own (the lowest layers are stricter, see below)."""
 
 OPTIONAL = {"monarch", "peft", "vllm", "reasoning_gym", "math_verify", "tensorboard", "wandb"}
-OPTIONAL |= {"gymnasium", "minari", "mujoco", "h5py", "scipy"}
+OPTIONAL |= {"gymnasium", "minari", "mujoco", "h5py", "scipy", "triton"}
 """Packages without which the core has to import and run."""
 
 
