@@ -22,8 +22,8 @@ HEADER = """\
 `freerun eval --suite d4rl-mini`: every method with one setting for all data sets of an environment (see
 [`freerun/suite.py`](../freerun/suite.py)), nothing but recorded episodes, a fixed number of updates, and the last policy
 judged by 20 episodes. Scores are normalised: 0 is a random policy, 100 the last policy of the SAC run that made the data. Mean
-over seeds ± their deviation. `data` is the score of who acted in the data. These are not D4RL's files: compare methods, not
-numbers.
+over seeds ± their deviation, in brackets how many seeds where not all were run. `data` is the score of who acted in the data.
+These are not D4RL's files: compare methods, not numbers.
 """
 
 
@@ -39,29 +39,28 @@ def envs(data: dict[str, Any]) -> list[str]:
 def section(env: str, data: dict[str, Any]) -> str:
     """An environment's table, and what it took."""
     methods = list(dict.fromkeys(method for entry in data.values() for method in entry if method != "data"))
+    seeds = max(len(entry.get(method, {})) for entry in data.values() for method in methods)
     rows = [
-        f"| {name.partition('/')[2]} | {entry['data']['score']:.1f} | {' | '.join(cell(entry.get(m, {})) for m in methods)} |\n"
+        f"| {name.partition('/')[2]} | {entry['data']['score']:.1f} | "
+        f"{' | '.join(cell(entry.get(method, {}), seeds) for method in methods)} |\n"
         for name, entry in data.items()
     ]
     means = [fmean(run["score"] for entry in data.values() for run in entry.get(method, {}).values()) for method in methods]
     average = f"{fmean(entry['data']['score'] for entry in data.values()):.1f} | {' | '.join(f'{m:.1f}' for m in means)}"
     runs = [run for entry in data.values() for method in methods for run in entry.get(method, {}).values()]
     head = f"| data set | data | {' | '.join(f'`{m}`' for m in methods)} |\n|---|{'---:|' * (len(methods) + 1)}\n"
-    updates, seeds = " or ".join(sorted({f"{run['updates']:,}" for run in runs})), max(map(len, by_method(data, methods)))
+    updates = " or ".join(sorted({f"{run['updates']:,}" for run in runs}))
     told = f"{updates} updates, {seeds} seeds, {sum(run['cpu'] for run in runs) / 60:.0f} minutes of one core in all."
     return f"\n## {env}\n\n{told}\n\n{head}{''.join(rows)}| average | {average} |\n"
 
 
-def by_method(data: dict[str, Any], methods: list[str]) -> list[dict[str, Any]]:
-    return [entry.get(method, {}) for entry in data.values() for method in methods]
-
-
-def cell(runs: dict[str, Any]) -> str:
+def cell(runs: dict[str, Any], seeds: int) -> str:
     """Mean and deviation over seeds; empty where nothing was run."""
     scores = [run["score"] for run in runs.values()]
     if not scores:
         return ""
-    return f"{fmean(scores):.1f}" + (f" ± {stdev(scores):.1f}" if len(scores) > 1 else "")
+    spread = f" ± {stdev(scores):.1f}" if len(scores) > 1 else ""
+    return f"{fmean(scores):.1f}{spread}{f' ({len(scores)})' if len(scores) < seeds else ''}"
 
 
 def main() -> int:

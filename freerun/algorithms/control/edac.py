@@ -5,9 +5,9 @@ Estimator   the pathwise gradient of the least of N critics, through actions of 
 Equation    critic: sum_i (Q_i(s, a) - y)^2 + diversity sum_{i != j} cos(dQ_i/da, dQ_j/da) / (N - 1)
             y = r + discount (min_i Q'_i(s', a') - alpha log pi(a'|s')),   a' ~ pi(s')
             actor and alpha: as in sac
-Assumption  critics that started apart disagree where there is no data; alike slopes hide that, so they are punished. With one
-            action dimension a cosine is a sign and has no slope: there the term does nothing.
-Degenerate  diversity = 0 is SAC-N (the same paper); with two critics, SAC on data.
+Assumption  critics that started apart disagree where there is no data; alike slopes hide that, so they are punished.
+Degenerate  diversity = 0 is SAC-N (the same paper); with two critics, SAC on data. With one action dimension a cosine is a
+            sign, which has no slope but where a critic's is 0, and there one without end: the term is left out.
 Named       `members` 10 and `diversity` 1 are those of HalfCheetah and Walker2d; Hopper has 50 critics. The sum of squared
             errors over critics stands beside the mean of cosines over rows, as in the authors' code and CORL.
 State       none: the temperature is a network with one number.
@@ -74,7 +74,7 @@ def critic_loss(networks: Networks, batch: Batch, state: State, generator: Gener
         next_BA, logp_B = networks["actor"](batch["next_obs"]).sample(generator)
         value_B = networks["critic_target"](batch["next_obs"], next_BA).amin(0) - networks["temperature"]().exp() * logp_B
         target_B = values.td_target(batch["reward"], batch["discount"], value_B)
-    if not config.diversity:
+    if not config.diversity or action_BA.shape[-1] == 1:
         q_MB = networks["critic"](obs_B, action_BA)
         return Loss(values.squared_errors(q_MB, target_B), {"q": q_MB}, (q_MB - target_B).abs().amax(0))
     # Each critic has a copy of the actions, so that one gradient of the sum is the slope of each.
