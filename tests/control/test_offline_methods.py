@@ -215,7 +215,7 @@ def test_the_slopes_of_critics_at_copies_of_an_action_are_those_at_the_action(to
 
 
 def test_edac_in_one_action_dimension_has_the_gradient_of_sac_n(toys):
-    """There a cosine is a sign: without a slope, but for one without end where a critic is flat, which some row always nears."""
+    """There a cosine is a sign: without a slope, but for one without end where a critic is flat, as some row nearly is."""
     spaces = Spaces(obs=(3,), actions=1, discrete=False)
     made = (toys(edac.Config(diversity=eta, hidden=(32,)), spaces) for eta in (5.0, 0.0))
     left, right = (toy.gradients(toy.batch)["critic"] for toy in made)
