@@ -185,7 +185,7 @@ def table(results: Results, methods: Sequence[str]) -> Table:
     )
     shown.add_column("data set", no_wrap=True)
     for name in ("data", *methods):
-        shown.add_column(name, justify="right", no_wrap=True)
+        shown.add_column(name, justify="right", overflow="fold")  # in a narrow terminal a deviation goes below its mean
     means: dict[str, list[float]] = {name: [] for name in ("data", *methods)}
     for name, entry in results.items():
         cells = [f"{entry['data']['score']:.1f}"]
