@@ -58,16 +58,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="left", model_max_length=64, **names)
 
 
+QUIET: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+}
+"""Arguments of any of TRL's configs, with which nothing is saved or told to anybody."""
+
+
 def trl_settings(out: Path, *, steps: int, seed: int) -> dict[str, Any]:
     """The job as arguments of TRL's `GRPOConfig`. Nothing is saved."""
     return {
         "output_dir": str(out),
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
         "max_steps": steps,
         "per_device_train_batch_size": PROMPTS_PER_STEP * SAMPLES_PER_PROMPT,
         "num_generations": SAMPLES_PER_PROMPT,

@@ -29,12 +29,7 @@ from torch import Tensor, nn
 GROUPS, SIZE = 3, 4
 TOKENS = tiny_job.COMPLETION_TOKENS
 SHARED = {
-    "use_cpu": True,
-    "bf16": False,
-    "report_to": "none",
-    "save_strategy": "no",
-    "logging_strategy": "no",
-    "disable_tqdm": True,
+    **tiny_job.QUIET,
     "max_steps": 1,
     "model_init_kwargs": {"dtype": "float32"},
 }

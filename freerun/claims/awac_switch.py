@@ -6,7 +6,7 @@ from typing import Any
 from freerun.algorithms.control import awac, sac
 from freerun.algorithms.control_base import ControlConfig
 from freerun.claims.base import Arm, Claim, Expectation
-from freerun.claims.control import Job, Made, since, train
+from freerun.claims.control import Job, Made, since, switched, train
 from freerun.store.phases import Phase, Portion
 
 DATA = Made(grade="medium", episodes=20)
@@ -24,7 +24,7 @@ def arm(algorithm: ControlConfig, *, offline: bool = True) -> Arm:
         numbers = train(algorithm, phases=phases, seed=seed, data=data, job=job)
         way = since(numbers, 0.5 if offline else 0.0)
         early = way[: len(way) // 3 + 1]
-        return numbers | {"offline": way[0], "early": sum(early) / len(early), "online": sum(way) / len(way)}
+        return numbers | switched(way) | {"early": sum(early) / len(early)}
 
     return run
 

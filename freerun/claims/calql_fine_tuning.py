@@ -6,7 +6,7 @@ from typing import Any
 from freerun.algorithms.control import calql, cql
 from freerun.algorithms.control_base import ControlConfig
 from freerun.claims.base import Arm, Claim, Expectation
-from freerun.claims.control import Made, since, train
+from freerun.claims.control import Made, since, switched, train
 from freerun.store.phases import Phase, Portion
 
 DATA = Made(grade="medium", episodes=20)
@@ -24,7 +24,7 @@ def arm(algorithm: ControlConfig) -> Arm:
     def run(seed: int) -> Mapping[str, Any]:
         numbers = train(algorithm, phases=PHASES, seed=seed, data=DATA, watch=("algorithm/q",))
         way = since(numbers, 0.5)
-        return numbers | {"offline": way[0], "online": sum(way) / len(way), "dip": way[0] - min(way)}
+        return numbers | switched(way) | {"dip": way[0] - min(way)}
 
     return run
 

@@ -6,7 +6,7 @@ from typing import Any
 from freerun.algorithms.control import calql, cql
 from freerun.algorithms.control_base import ControlConfig
 from freerun.claims.base import Arm, Claim, Expectation
-from freerun.claims.control import Job, Made, since, train
+from freerun.claims.control import Job, Made, since, switched, train
 from freerun.store.phases import Phase, Portion
 
 DATA = Made(grade="medium", episodes=20)
@@ -26,7 +26,7 @@ def arm(algorithm: ControlConfig) -> Arm:
         job = Job(batch=64, evaluations=20)
         numbers = train(algorithm, phases=PHASES, seed=seed, data=DATA, job=job, watch=("algorithm/q", "algorithm/gap"))
         way = since(numbers, 0.5)
-        return numbers | {"offline": way[0], "online": sum(way) / len(way), "shallow": min(way) - way[0]}
+        return numbers | switched(way) | {"shallow": min(way) - way[0]}
 
     return run
 

@@ -165,6 +165,11 @@ def since(numbers: Mapping[str, Any], share: float) -> list[float]:
     return way[max(0, round(share * len(way)) - 1) :]
 
 
+def switched(way: Sequence[float]) -> dict[str, float]:
+    """Of evaluations since actors took over from recorded data: `offline`, the first, and `online`, the mean of all."""
+    return {"offline": way[0], "online": sum(way) / len(way)}
+
+
 class Scores(Kept):
     """A sink that keeps evaluations as normalised scores, in order."""
 

@@ -8,7 +8,7 @@ from freerun.algorithms.control import cql, famo2o_cql
 from freerun.algorithms.control_base import ControlConfig
 from freerun.claims.base import Arm, Claim, Expectation
 from freerun.claims.calql_fine_tuning import DATA, PHASES, SMALL
-from freerun.claims.control import since, train
+from freerun.claims.control import since, switched, train
 
 SWITCHED = (PHASES[0], replace(PHASES[1], settings={"online": 1.0}))
 
@@ -18,8 +18,7 @@ def arm(algorithm: ControlConfig, *, adapts: bool) -> Arm:
 
     def run(seed: int) -> Mapping[str, Any]:
         numbers = train(algorithm, phases=SWITCHED if adapts else PHASES, seed=seed, data=DATA)
-        way = since(numbers, 0.5)
-        return numbers | {"offline": way[0], "online": sum(way) / len(way)}
+        return numbers | switched(since(numbers, 0.5))
 
     return run
 

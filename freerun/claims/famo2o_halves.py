@@ -6,7 +6,7 @@ from typing import Any
 from freerun.algorithms.control import famo2o_iql, iql
 from freerun.algorithms.control_base import ControlConfig
 from freerun.claims.base import Arm, Claim, Expectation
-from freerun.claims.control import Job, since, train
+from freerun.claims.control import Job, since, switched, train
 from freerun.store.phases import Phase, Portion
 from freerun.tasks.point import PointConfig, PointData
 
@@ -22,8 +22,7 @@ def arm(algorithm: ControlConfig) -> Arm:
     def run(seed: int) -> Mapping[str, Any]:
         job = Job(env=DATA.env, scores=DATA, chunk=10, batch=64)
         numbers = train(algorithm, phases=PHASES, seed=seed, job=job, data=DATA)
-        way = since(numbers, 0.5)
-        return numbers | {"offline": way[0], "online": sum(way) / len(way)}
+        return numbers | switched(since(numbers, 0.5))
 
     return run
 

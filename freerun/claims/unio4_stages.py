@@ -5,7 +5,7 @@ from typing import Any
 
 from freerun.algorithms.control import unio4
 from freerun.claims.base import Arm, Claim, Expectation
-from freerun.claims.control import Job, Made, since, train
+from freerun.claims.control import Job, Made, since, switched, train
 from freerun.recipes.pendulum_unio4 import OFFLINE, stage
 from freerun.store.phases import Phase
 
@@ -40,7 +40,7 @@ def arm(*, improve: bool = True, offline: bool = True) -> Arm:
         trainer = {"observations": "data", "rewards": "range", "epochs": 10, "minibatches": 4, "clip_norm": 0.5}
         numbers = train(algorithm, phases=phases, seed=seed, data=DATA, job=job, trainer=trainer)
         way = since(numbers, 1.0 - STEPS / work)
-        return numbers | {"offline": way[0], "online": sum(way) / len(way), "floor": min(way[:10]) - way[0]}
+        return numbers | switched(way) | {"floor": min(way[:10]) - way[0]}
 
     return run
 

@@ -44,10 +44,13 @@ def random_model(seed: int = 0, context: int = 96) -> PreTrainedModel:
     return LlamaForCausalLM(sizes).eval()
 
 
-def engine_of(model: PreTrainedModel, *, slots: int = 8, max_context: int = 96, fast: bool = True, **options) -> NativeEngine:
+def engine_of(
+    model: PreTrainedModel, *, slots: int = 8, max_context: int = 96, fast: bool = True, forward=None, **options
+) -> NativeEngine:
+    """An engine with the forward that is found for the model, or with `forward`."""
     return NativeEngine(
         model,
-        verified(model, fast=fast),
+        forward or verified(model, fast=fast),
         num_layers=layers(model),
         encode=encode,
         decode=decode,

@@ -8,10 +8,9 @@ from transformers import Gemma2Config, LlamaConfig, MistralConfig, PreTrainedCon
 
 from freerun.actors.gpu_llama import GpuLlamaForward
 from freerun.actors.native import NativeEngine
-from freerun.actors.paths import layers
 from freerun.ops.sampling import drawn
 from freerun.types import CachePolicy, Sampling
-from tests.actors.conftest import EOS, decode, encode, engine_of, finish, random_model, recomputed, request, responses
+from tests.actors.conftest import engine_of, finish, random_model, recomputed, request, responses
 from tests.actors.test_paths import SIZES, model_of, named
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -39,16 +38,7 @@ def test_log_probs_are_those_of_the_plain_forward(config: PreTrainedConfig, fast
 
 def eager_engine(model: torch.nn.Module) -> NativeEngine:
     """As `engine_of`, but every kernel is launched by itself, and so is what draws."""
-    engine = NativeEngine(
-        model,
-        GpuLlamaForward(model, graphs=False),
-        num_layers=layers(model),
-        encode=encode,
-        decode=decode,
-        eos=frozenset({EOS}),
-        slots=8,
-        max_context=96,
-    )
+    engine = engine_of(model, forward=GpuLlamaForward(model, graphs=False))
     engine._drawn = drawn
     return engine
 
