@@ -42,6 +42,7 @@ from freerun.program import Healer, Program, Save
 from freerun.schedule import FULL, QUICK
 from freerun.store import journal
 from freerun.store.phases import Plan
+from freerun.transitions import Chunk
 from freerun.types import Max
 
 CHUNKS = "chunks.journal"
@@ -193,8 +194,7 @@ class EnvController(Program):
                 return
             doing = f"taking {len(chunks)} chunks"
             await self.tracker.call(self.trainer, "accumulate", chunks, what="train", doing=doing)
-            version = await self._step(Plan(phase=self.phase, done=self.done))
-            supply.trained(chunks, version)
+            await self._step(Plan(phase=self.phase, done=self.done), chunks)
             await self._after_step()
 
     async def _learn(self, work: Work) -> None:
@@ -212,8 +212,6 @@ class EnvController(Program):
             first = self.supply.table.first_key if isinstance(self.supply, Replay) else 0
             await self._step(Plan(phase=self.phase, updates=num, done=self.done, first=first))
             self.updates += num
-            if isinstance(self.supply, Queue):
-                self.supply.other_step()
             await self._after_step()
 
     def _is_due(self, num: int) -> bool:
@@ -229,19 +227,22 @@ class EnvController(Program):
             return True
         return bool(num) and (self._is_due(num) or self._exhausted(work))
 
-    async def _step(self, plan: Plan) -> int:
-        """One step of the trainer; the version that it made."""
+    async def _step(self, plan: Plan, taken: Sequence[Chunk] = ()) -> None:
+        """One step of the trainer, on the chunks that were `taken` from a queue or on what sources give."""
         keep = sorted({self.ref.version} | self.collection.versions_in_use() | self._judging)
         doing = f"{plan.updates} updates and publication" if plan.updates else "updates and publication"
         report = await self.tracker.call(self.trainer, "finish_step", keep, plan, what="update", doing=doing)
         self.ref = report.ref
         self.step += 1
+        if taken and not isinstance(self.supply, Replay):
+            self.supply.trained(taken, report.version)
+        elif isinstance(self.supply, Queue):
+            self.supply.other_step()
         self.tracker.count({"env/total": Max(self.collection.taken), "phase": Max(self.phase)})
         chunks = 0 if isinstance(self.supply, Replay) else self.schedule.chunks
         self.sink.step(self.tracker.step_record(self.step, report, chunks, self._counts()))
         self._publish_status()
         self.loops.notify()
-        return report.version
 
     def _could_end(self) -> bool:
         """Whether the run ends here, with fewer steps than it might have made: the trainer need not make more updates."""

@@ -138,6 +138,11 @@ def test_another_seed_is_another_run(tmp_path) -> None:
     assert not same(state(tmp_path / "a"), state(tmp_path / "b"))
 
 
+def test_the_record_of_a_step_counts_the_chunks_that_it_trained_on(tmp_path) -> None:
+    _, rows = run(rollouts(), tmp_path)
+    assert [(row["items/trained"], row["items/training"]) for row in rows] == [(2 * (i + 1), 0) for i in range(len(rows))]
+
+
 # --- limits ------------------------------------------------------------------------------------------------------------------
 
 
