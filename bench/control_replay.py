@@ -20,6 +20,7 @@ three steps    batches of three-step returns, made when they are drawn
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,17 @@ def main() -> None:
     if args.serve:
         serve(operations(args.rows, Path(args.folder)))
         return
-    own = [sys.executable, __file__, "--serve", "--rows", str(args.rows), "--folder", args.folder]
-    peers = {OWN: Peer(own)}
-    if args.peer_python:
-        script = str(Path(__file__).parent / "peers" / "control_replay_peers.py")
-        for name in ("Stable-Baselines3", "TorchRL"):
-            peers[name] = Peer([args.peer_python, script, name, str(args.rows), args.folder])
-    best = compare(peers, args.rounds)
-    for peer in peers.values():
-        peer.close()
+    # A folder of this run's own: memory-mapped files of an earlier one are in TorchRL's way.
+    with tempfile.TemporaryDirectory(prefix="freerun-replay-", dir=args.folder) as folder:
+        own = [sys.executable, __file__, "--serve", "--rows", str(args.rows), "--folder", folder]
+        peers = {OWN: Peer(own)}
+        if args.peer_python:
+            script = str(Path(__file__).parent / "peers" / "control_replay_peers.py")
+            for name in ("Stable-Baselines3", "TorchRL"):
+                peers[name] = Peer([args.peer_python, script, name, str(args.rows), folder])
+        best = compare(peers, args.rounds)
+        for peer in peers.values():
+            peer.close()
     print(table(best, OWN, "rows per second"))
     if args.json:
         Path(args.json).write_text(json.dumps({"rows": args.rows, "rounds": args.rounds, "best": best}, indent=1) + "\n")
@@ -138,7 +141,7 @@ def _arguments() -> Any:
     parser.add_argument("--peer-python", help="the Python of the peers' environment")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows that the buffers hold (default 1,000,000)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds, of which the best counts (default 7)")
-    parser.add_argument("--folder", default="/tmp/freerun-replay", help="where memory-mapped files go")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where memory-mapped files go for the time of the run")
     parser.add_argument("--json", help="write the numbers there")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
