@@ -145,9 +145,9 @@ def _override(config: Any, changes: list[_Change], root: Any) -> Any:
                 expected=f"one of: {nearest(change.path, flatten(root))}",
                 todo="correct the key",
             )
-        else:
+        elif name not in replaced:
             below = [_Change(c.rest[1:], c.text, c.path) for c in changes if c.rest[0] == name and len(c.rest) > 1]
-            replaced.setdefault(name, _override(value, below, root))
+            replaced[name] = _override(value, below, root)
     try:
         return dataclasses.replace(config, **replaced)
     except ConfigError as error:

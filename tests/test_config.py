@@ -170,3 +170,23 @@ def test_a_section_is_not_switched_off_and_changed_at_once():
 def test_what_is_not_a_number_is_no_value():
     with pytest.raises(ConfigError, match="float"):
         configs.override(Outer(), {"inner.lr": "nan"})
+
+
+def test_a_section_is_made_once_however_many_of_its_keys_are_changed():
+    made = []
+
+    @dataclass(frozen=True)
+    class Inner:
+        a: int = 0
+        b: int = 0
+
+        def __post_init__(self) -> None:
+            made.append((self.a, self.b))
+
+    @dataclass(frozen=True)
+    class Outer:
+        inner: Inner = Inner()
+
+    changed = configs.override(Outer(), {"inner.a": "1", "inner.b": "2"})
+    assert changed.inner == Inner(1, 2)
+    assert made == [(0, 0), (1, 2), (1, 2)]  # as it was, changed, and the one that it is compared with
